@@ -1,0 +1,1 @@
+"""Torch networks. The only part of ``models`` that may import torch."""

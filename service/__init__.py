@@ -1,0 +1,1 @@
+"""How a hospital runs it: the HTTP service around :mod:`models.predictor`."""

@@ -1,0 +1,1 @@
+"""How a model is made: train, export, calibrate, evaluate, release."""
