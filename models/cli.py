@@ -1,0 +1,64 @@
+"""The ``overread`` command: a table of verbs, each imported only when called, so that no room imports another."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from models.errors import Refusal
+
+VERBS: dict[str, tuple[str, str]] = {
+    "serve": ("service.serve:main", "serve the shipped models over HTTP"),
+    "predict": ("models.batch:main", "predict for files or folders, without a server"),
+    "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
+    "token": ("service.access:main", "create a bearer token"),
+    "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
+    "export": ("training.export:main", "export a trained classifier to ONNX"),
+    "calibrate": ("training.calibrate:main", "fit units and limits on held-out patients, with the exported graph"),
+    "evaluate": ("training.evaluate:main", "measure the exported graph, or check a released card"),
+    "release": ("training.release:main", "write the model package: model.onnx and card.json"),
+}
+"""Verb -> ("module:function", what it does). The function takes the remaining arguments and returns an exit code."""
+
+
+def usage() -> str:
+    """Return the text of ``overread --help``."""
+    lines = [f"  {verb:<17} {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(["usage: overread VERB ...", "", *lines, "", "'overread VERB --help' tells more, with an example."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb.
+
+    Returns
+    -------
+    int
+        0 done, 1 done with failures that the output names, 2 refused or misused, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if arguments else 2
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:words])
+    if verb not in VERBS:
+        print(f"overread: no verb {verb!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, function = VERBS[verb][0].split(":")
+    try:
+        return int(getattr(importlib.import_module(module), function)(arguments[words:]))
+    except Refusal as refusal:
+        print(f"overread {verb}: {refusal}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in {"torch", "lightning", "monai", "sklearn", "onnxscript"}:
+            print(f"overread {verb}: {error.name} is not installed; pip install -e '.[train]' brings it", file=sys.stderr)
+            return 2
+        raise
+    except KeyboardInterrupt:
+        print(f"overread {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

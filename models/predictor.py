@@ -1,0 +1,137 @@
+"""A model package on disk becomes a :class:`Predictor`; images become predictions. onnxruntime only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from models.card import GRAPH_INPUT, GRAPH_OUTPUTS, ModelCard, read_package
+from models.errors import Refusal
+from models.image import Image
+from models.postprocess import Prediction, predictions
+from models.preprocess import preprocess
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """What the graph yields for N images; float32, names and shapes as in :data:`models.card.GRAPH_OUTPUTS`."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    loss_score: NDArray[np.float32]
+    domain_distance: NDArray[np.float32]
+    heatmap: NDArray[np.float32]
+
+
+def _refuse_external_data(graph: bytes) -> None:
+    """Weights outside the file are not covered by its digest and could be read from anywhere."""
+    try:
+        model = onnx.load_model_from_string(graph)
+    except Exception as error:  # protobuf raises its own types, which differ between its implementations
+        raise Refusal("package_invalid", "model.onnx is not an ONNX graph.") from error
+    for initializer in model.graph.initializer:
+        if initializer.data_location == onnx.TensorProto.EXTERNAL:
+            raise Refusal("package_invalid", "model.onnx keeps weights outside of the file.")
+
+
+class Graph:
+    """An ONNX graph and its onnxruntime session.
+
+    Parameters
+    ----------
+    graph : bytes
+        The content of ``model.onnx``.
+    threads : int
+        Threads inside one call. Serving uses one a session and several sessions' calls side by side, which scales better.
+
+    Raises
+    ------
+    Refusal
+        ``package_invalid`` if it is no graph, keeps data outside the file, or lacks an input or output.
+    """
+
+    def __init__(self, graph: bytes, threads: int = 1) -> None:
+        _refuse_external_data(graph)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in ort.get_available_providers()]
+        try:
+            self.session = ort.InferenceSession(graph, options, providers=wanted)
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            raise Refusal("package_invalid", "onnxruntime cannot load model.onnx.") from error
+        if [item.name for item in self.session.get_inputs()] != [GRAPH_INPUT]:
+            raise Refusal("package_invalid", f"The graph must have the one input {GRAPH_INPUT!r}.")
+        missing = set(GRAPH_OUTPUTS) - {item.name for item in self.session.get_outputs()}
+        if missing:
+            raise Refusal("package_invalid", f"The graph lacks the outputs {sorted(missing)}.")
+        # onnxruntime-gpu falls back to the CPU without an error: what runs is what the session says, not what was asked.
+        self.provider: str = self.session.get_providers()[0]
+
+    def run(self, tensor: NDArray[np.float32]) -> RawOutputs:
+        """Run the graph on ``tensor``, float32, shape (N, C, H, W)."""
+        return RawOutputs(*self.session.run(list(GRAPH_OUTPUTS), {GRAPH_INPUT: tensor}))
+
+
+class Predictor:
+    """A verified model package, ready to predict. Thread-safe: calls may run side by side.
+
+    Attributes
+    ----------
+    card : ModelCard
+    sha256 : str
+        Identity of the package.
+    provider : str
+        The onnxruntime execution provider that runs.
+    """
+
+    def __init__(self, card: ModelCard, graph: Graph, sha256: str) -> None:
+        self.card = card
+        self.graph = graph
+        self.sha256 = sha256
+        self.provider = graph.provider
+
+    @classmethod
+    def load(cls, folder: Path, threads: int = 1) -> Predictor:
+        """Load the package in ``folder``.
+
+        Raises
+        ------
+        Refusal
+            ``package_invalid`` if anything in it is not exactly as released.
+        """
+        card, graph, sha256 = read_package(folder)
+        return cls(card, Graph(graph, threads), sha256)
+
+    def predict(self, images: Sequence[Image], *, heatmap: bool = False) -> list[Prediction]:
+        """Predict for each image.
+
+        Parameters
+        ----------
+        images : sequence of Image
+            Accepted by :func:`models.preprocess.check_accepted` before.
+        heatmap : bool
+            Also keep the heatmaps.
+
+        Raises
+        ------
+        Refusal
+            ``model_output_invalid`` if any value is not finite.
+        """
+        tensor = np.concatenate([preprocess(image, self.card.input)[0] for image in images])
+        return self.predict_tensor(tensor, heatmap=heatmap)
+
+    def predict_tensor(self, tensor: NDArray[np.float32], *, heatmap: bool = False) -> list[Prediction]:
+        """Predict for preprocessed images, float32, shape (N, C, H, W)."""
+        raw = self.graph.run(tensor)
+        for name in GRAPH_OUTPUTS:
+            if not np.isfinite(getattr(raw, name)).all():
+                raise Refusal("model_output_invalid", f"The model's output {name} holds a value that is not finite.")
+        return predictions(raw, self.card, heatmap=heatmap)

@@ -1,0 +1,65 @@
+"""From raw scores to units. Larger is more doubtful, everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import Calibration
+
+Floats = NDArray[np.float64]
+
+
+def predicted_loss(score: NDArray[np.floating], calibration: Calibration) -> Floats:
+    """Map raw loss scores to the expected loss.
+
+    Parameters
+    ----------
+    score : array of float, shape (N,)
+        The graph's ``loss_score``; it has no unit.
+    calibration : Calibration
+        Its ``loss_knots`` are a monotone piecewise-linear map, constant beyond its ends.
+
+    Returns
+    -------
+    array of float64, shape (N,), nats, >= 0
+    """
+    knots = np.asarray(calibration.loss_knots, dtype=np.float64)
+    return np.asarray(np.interp(score, knots[:, 0], knots[:, 1]), dtype=np.float64)
+
+
+def percentile(value: NDArray[np.floating], quantiles: tuple[float, ...]) -> Floats:
+    """Rank values among a calibration set.
+
+    Parameters
+    ----------
+    value : array of float, shape (N,)
+    quantiles : tuple of float
+        Evenly spaced quantiles of the calibration set, the first its minimum and the last its maximum.
+
+    Returns
+    -------
+    array of float64, shape (N,), percent in [0, 100]
+        0 below the minimum, 100 above the maximum. Where quantiles repeat, the highest rank counts: ties are doubtful.
+    """
+    grid = np.linspace(0.0, 100.0, len(quantiles))
+    table = np.asarray(quantiles, dtype=np.float64)
+    value = np.asarray(value, dtype=np.float64)
+    # np.interp is undefined on repeated abscissae; the last of equal quantiles is the rank meant here.
+    distinct = np.append(np.flatnonzero(np.diff(table) > 0), len(table) - 1)
+    ranks = np.interp(value, table[distinct], grid[distinct])
+    return np.where(value < table[0], 0.0, ranks)
+
+
+def softmax(logits: NDArray[np.floating], temperature: float) -> Floats:
+    """Return class probabilities, shape (N, K), of logits (N, K) divided by ``temperature`` (> 0)."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    exponential = np.exp(scaled)
+    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def entropy(probabilities: NDArray[np.floating]) -> Floats:
+    """Return the entropy, shape (N,), in nats, of probabilities (N, K): the baseline every other doubt is held against."""
+    clipped = np.clip(probabilities, 1e-300, 1.0)
+    return np.asarray(-(probabilities * np.log(clipped)).sum(axis=1), dtype=np.float64)
