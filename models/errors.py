@@ -8,6 +8,7 @@ CODES: dict[str, str] = {
     "empty_body": "The request holds no image.",
     "unsupported_media_type": "The media type is not one that is read here, or the bytes are of another type than declared.",
     "too_large": "The body is larger than the limit.",
+    "request_timeout": "The body did not arrive in time.",
     "not_found": "There is no such resource.",
     "unknown_model": "No model of that name is loaded.",
     "method_not_allowed": "The resource does not answer to this method.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -13,11 +12,19 @@ from numpy.typing import NDArray
 from models import uncertainty
 from models.card import ModelCard
 
-if TYPE_CHECKING:
-    from models.predictor import RawOutputs
-
 HEATMAP_SIDE = 512
 """Longer side of a heatmap picture, pixels."""
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """What the graph yields for N images; float32, names and shapes as in :data:`models.card.GRAPH_OUTPUTS`."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    loss_score: NDArray[np.float32]
+    domain_distance: NDArray[np.float32]
+    heatmap: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

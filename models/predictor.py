@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,8 @@ from numpy.typing import NDArray
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS, ModelCard, read_package
 from models.errors import Refusal
 from models.image import Image
-from models.postprocess import Prediction, predictions
+from models.postprocess import Prediction, RawOutputs, predictions
 from models.preprocess import preprocess
-
-
-@dataclass(frozen=True)
-class RawOutputs:
-    """What the graph yields for N images; float32, names and shapes as in :data:`models.card.GRAPH_OUTPUTS`."""
-
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
-    loss_score: NDArray[np.float32]
-    domain_distance: NDArray[np.float32]
-    heatmap: NDArray[np.float32]
 
 
 def _refuse_external_data(graph: bytes) -> None:

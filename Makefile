@@ -1,0 +1,50 @@
+# Two environments: .venv serves (no torch, no Node), .venv-dev trains and tests. Both follow constraints.txt.
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+HOST ?= 127.0.0.1
+PORT ?= 3000
+export BENTOML_DO_NOT_TRACK = True
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke audit clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu]'
+	touch $@
+
+.venv-dev/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,train,dev]'
+	touch $@
+
+serve: .venv/.done  ## Serve the shipped model on 127.0.0.1:3000 (HOST, PORT)
+	.venv/bin/overread serve --host $(HOST) --port $(PORT)
+
+test: lint types contracts unit  ## Lint, types, contracts and tests
+
+lint: .venv-dev/.done  ## Style
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+
+types: .venv-dev/.done  ## Static types
+	.venv-dev/bin/mypy
+
+contracts: .venv-dev/.done  ## Which part may import which
+	.venv-dev/bin/lint-imports
+
+unit: .venv/.done .venv-dev/.done  ## The tests alone
+	.venv-dev/bin/pytest
+
+bento: .venv/.done  ## Build the Bento for machines without a GPU
+	.venv/bin/bentoml build -f bentofile.cpu.yaml
+
+benchmark-smoke: .venv-dev/.done  ## Every benchmark in its shortest form; judges no goal
+	.venv-dev/bin/python benchmarks/serving.py --scale smoke
+	.venv-dev/bin/python benchmarks/decoding.py --scale smoke
+
+clean:  ## Remove the environments and caches
+	rm -rf .venv .venv-dev .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

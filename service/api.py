@@ -1,0 +1,183 @@
+"""The HTTP interface: routes to handlers, refusals to problem documents, and a metric for each answer."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from models.errors import Refusal
+from service.access import ACCESS
+from service.analysis import Site
+from service.openapi import document
+from service.page import page
+from service.schemas import RETRY_AFTER, Status, problem
+from service.telemetry import logger
+from service.wall import check_host, read_upload
+
+HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+}
+_RESULT = re.compile(r"/v1/results/([0-9a-f]{64})")
+ROUTES = {route for _, route in ACCESS}
+
+
+def _json(model: BaseModel, status: int = 200, media_type: str = "application/json") -> Response:
+    # allow_nan=False: a value that is not a number must fail here, not become null.
+    text = json.dumps(model.model_dump(mode="json", exclude_none=False), allow_nan=False)
+    return Response(text, status, media_type=media_type)
+
+
+def match(path: str) -> tuple[str | None, str]:
+    """Return the route of a path, and its parameter ("" where it has none)."""
+    if found := _RESULT.fullmatch(path):
+        return "/v1/results/{result_id}", found[1]
+    return (path, "") if path in ROUTES and "{" not in path else (None, "")
+
+
+def _query(request: Request, allowed: set[str]) -> dict[str, str]:
+    """Return the query; an unknown or repeated parameter is refused rather than passed over."""
+    items = request.query_params.multi_items()
+    query = dict(items)
+    if len(query) < len(items) or not set(query) <= allowed:
+        raise Refusal("bad_request", f"The query may hold {', '.join(sorted(allowed)) or 'nothing'}, each once.")
+    return query
+
+
+class Api:
+    """The ASGI application. ``site`` is set once a worker has loaded its models."""
+
+    def __init__(self) -> None:
+        self.site: Site | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            # The one other type that gets here is a websocket; there is none, and closing before accepting says so.
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        started = time.perf_counter()
+        request = Request(scope, receive)
+        route, parameter = match(scope["path"])
+        code = "ok"
+        try:
+            response = await self._answer(request, route, parameter)
+        except Refusal as refusal:
+            code, response = _refused(refusal)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001  (last line of defence: a fault of ours must be answered, and be seen)
+            _log_fault(error)
+            code, response = _refused(Refusal("internal_error"))
+        for name, value in HEADERS.items():
+            response.headers[name] = value
+        if self.site is not None:
+            self._count(route or "none", response.status_code, code, time.perf_counter() - started)
+        await response(scope, receive, send)
+
+    def _count(self, route: str, status: int, code: str, seconds: float) -> None:
+        assert self.site is not None
+        self.site.telemetry.requests.labels(route, str(status), code).inc()
+        self.site.telemetry.request_duration.labels(route).observe(seconds)
+        if route not in {"/healthz", "/readyz", "/metrics"}:
+            fields = {"route": route, "status": status, "code": code, "ms": round(seconds * 1000, 1)}
+            logger().info("request", extra={"fields": fields})
+
+    async def _answer(self, request: Request, route: str | None, parameter: str) -> Response:
+        if route is None:
+            raise Refusal("not_found")
+        method = "GET" if request.method == "HEAD" else request.method
+        if (method, route) not in ACCESS:
+            raise Refusal("method_not_allowed")
+        if route == "/healthz":
+            return _json(Status(status="ok"))
+        site = self.site
+        if site is None:
+            raise Refusal("not_ready")
+        if site.access.open:
+            check_host(request)
+        caller = site.access.identify(request.headers.get("authorization"))
+        site.access.authorise(caller, method, route)
+        site.access.spend(caller)
+        return await HANDLERS[route](site, request, parameter)
+
+
+def _refused(refusal: Refusal) -> tuple[str, Response]:
+    document = problem(refusal)
+    response = _json(document, document.status, "application/problem+json")
+    if document.status in RETRY_AFTER:
+        response.headers["retry-after"] = RETRY_AFTER[document.status]
+    if document.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    if document.status == 405:
+        response.headers["allow"] = "GET, HEAD, POST"
+    if document.status in {408, 413}:
+        response.headers["connection"] = "close"  # the rest of the body is not read
+    return document.code, response
+
+
+def _log_fault(error: Exception) -> None:
+    """Log where a fault arose, without its message: that could hold what the caller sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
+    logger().error("fault", extra={"fields": {"type": type(error).__name__, "where": where}})
+
+
+async def _predict(site: Site, request: Request, _: str) -> Response:
+    query = _query(request, {"model", "heatmap"})
+    if query.get("heatmap", "false") not in {"true", "false"}:
+        raise Refusal("bad_request", "heatmap must be true or false.")
+    upload = await read_upload(request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
+    wants_heatmap = query.get("heatmap") == "true"
+    work = lambda: site.analyse(upload.body, upload.media_type, query.get("model"), wants_heatmap)  # noqa: E731
+    return _json(await site.engine.run(work))
+
+
+async def _result(site: Site, request: Request, key: str) -> Response:
+    _query(request, set())
+    return _json(await site.engine.run(lambda: site.result(key)))
+
+
+async def _models(site: Site, request: Request, _: str) -> Response:
+    _query(request, set())
+    return _json(site.models())
+
+
+async def _metrics(site: Site, _: Request, __: str) -> Response:
+    content, media_type = site.telemetry.exposition()
+    return Response(content, headers={"content-type": media_type})
+
+
+async def _ready(_: Site, __: Request, ___: str) -> Response:
+    return _json(Status(status="ready"))
+
+
+async def _openapi(_: Site, __: Request, ___: str) -> Response:
+    return Response(json.dumps(document()), media_type="application/json")
+
+
+async def _page(_: Site, __: Request, ___: str) -> Response:
+    return Response(page(), media_type="text/html; charset=utf-8")
+
+
+HANDLERS: dict[str, Callable[[Site, Request, str], Awaitable[Response]]] = {
+    "/v1/predict": _predict,
+    "/v1/results/{result_id}": _result,
+    "/v1/models": _models,
+    "/v1/openapi.json": _openapi,
+    "/metrics": _metrics,
+    "/readyz": _ready,
+    "/": _page,
+}

@@ -1,0 +1,74 @@
+"""Admission and threads: a bounded queue, a deadline, and a pool that runs one image a thread.
+
+One-thread onnxruntime sessions on a pool scale with the cores, since onnxruntime releases the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from models.errors import Refusal
+from service.telemetry import Telemetry
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs blocking work for the event loop.
+
+    Parameters
+    ----------
+    threads : int
+        Images worked on side by side.
+    queue : int
+        Images that may wait.
+    deadline_seconds : float
+        Longest wait; work that waited longer is not begun.
+    """
+
+    def __init__(self, threads: int, queue: int, deadline_seconds: float, telemetry: Telemetry) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="overread")
+        self._capacity = threads + queue
+        self._threads = threads
+        self._deadline = deadline_seconds
+        self._admitted = 0
+        self._lock = threading.Lock()
+        self._telemetry = telemetry
+
+    def _count(self, step: int) -> None:
+        with self._lock:
+            self._admitted += step
+            self._telemetry.queue_depth.set(max(0, self._admitted - self._threads))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in a thread and return its result.
+
+        Raises
+        ------
+        Refusal
+            ``overloaded`` at once when the queue is full; ``deadline_exceeded`` when the wait was too long.
+        """
+        if self._admitted >= self._capacity:
+            raise Refusal("overloaded")
+        self._count(+1)
+        admitted = time.monotonic()
+
+        def in_thread() -> T:
+            if time.monotonic() - admitted > self._deadline:
+                raise Refusal("deadline_exceeded")
+            return work()
+
+        future = self._pool.submit(in_thread)
+        # The slot is given back when the work ends, not when the caller stops waiting: a client that vanishes must neither
+        # keep it nor free it while the thread still works.
+        future.add_done_callback(lambda _: self._count(-1))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Finish what was admitted, then stop."""
+        self._pool.shutdown(wait=True)

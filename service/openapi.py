@@ -1,0 +1,148 @@
+"""The OpenAPI document, from the schemas and the table of routes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from models import __version__
+from service.access import ACCESS
+from service.schemas import STATUS, Answer, Models, Problem, Status
+from service.wall import IMAGE_TYPES
+
+Json = dict[str, Any]
+
+_IMAGE_CODES = (
+    "empty_body",
+    "unsupported_media_type",
+    "too_large",
+    "request_timeout",
+    "unknown_model",
+    "overloaded",
+    "deadline_exceeded",
+    "storage_full",
+    "storage_unavailable",
+    "not_decodable",
+    "inconsistent_image",
+    "unsupported_transfer_syntax",
+    "no_pixel_data",
+    "image_too_large",
+    "multi_frame",
+    "modality_not_accepted",
+    "body_part_not_accepted",
+    "view_not_accepted",
+    "age_not_accepted",
+    "too_small",
+    "model_output_invalid",
+)
+_ALWAYS = ("bad_request", "method_not_allowed", "unauthenticated", "forbidden", "rate_limited", "not_ready", "internal_error")
+_STORED = ("not_found", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
+
+
+def _problems(codes: tuple[str, ...]) -> Json:
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(STATUS[code], []).append(code)
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        str(status): {
+            "description": "One of the codes " + ", ".join(names) + ".",
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        for status, names in sorted(by_status.items())
+    }
+
+
+def _answer(schema: str, description: str) -> Json:
+    return {
+        "200": {
+            "description": description,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        }
+    }
+
+
+def _text(media_type: str, description: str) -> Json:
+    return {"200": {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+def _operations() -> dict[tuple[str, str], Json]:
+    binary = {"type": "string", "format": "binary"}
+    form = {"type": "object", "required": ["image"], "properties": {"image": binary}, "additionalProperties": False}
+    content: Json = {name: {"schema": binary} for name in IMAGE_TYPES}
+    content["multipart/form-data"] = {"schema": form}
+    query = [
+        {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "A loaded model; the first by default."},
+        {"name": "heatmap", "in": "query", "schema": {"type": "boolean"}, "description": "Add a heatmap to the answer."},
+    ]
+    result = {"name": "result_id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
+    return {
+        ("POST", "/v1/predict"): {
+            "summary": "Predict for one image",
+            "description": "The same image and model give the same result_id and one stored row, however often sent.",
+            "parameters": query,
+            "requestBody": {"required": True, "content": content},
+            "responses": _answer("Answer", "The prediction; it is stored.") | _problems((*_IMAGE_CODES, *_ALWAYS)),
+        },
+        ("GET", "/v1/results/{result_id}"): {
+            "summary": "A stored result",
+            "parameters": [result],
+            "responses": _answer("Answer", "As it was answered.") | _problems((*_STORED, *_ALWAYS)),
+        },
+        ("GET", "/v1/models"): {
+            "summary": "The loaded models with their cards",
+            "responses": _answer("Models", "The first is the default.") | _problems(_ALWAYS),
+        },
+        ("GET", "/v1/openapi.json"): {
+            "summary": "This document",
+            "responses": _text("application/json", "OpenAPI 3.1.") | _problems(_ALWAYS),
+        },
+        ("GET", "/"): {
+            "summary": "This document as a page",
+            "responses": _text("text/html", "It loads nothing from elsewhere.") | _problems(_ALWAYS),
+        },
+        ("GET", "/healthz"): {
+            "summary": "Whether the process answers",
+            "responses": _answer("Status", "It does.") | _problems(("method_not_allowed", "internal_error")),
+        },
+        ("GET", "/readyz"): {
+            "summary": "Whether images are taken",
+            "responses": _answer("Status", "They are.") | _problems(_ALWAYS),
+        },
+        ("GET", "/metrics"): {
+            "summary": "Metrics of all workers, in Prometheus' text format",
+            "responses": _text("text/plain", "See docs/metrics.md.") | _problems(_ALWAYS),
+        },
+    }
+
+
+@lru_cache(maxsize=1)
+def document() -> Json:
+    """Return the OpenAPI 3.1 document; every route of :data:`service.access.ACCESS` is in it."""
+    pairs = [(model, "serialization") for model in (Answer, Models, Problem, Status)]
+    _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    paths: Json = {}
+    for (method, route), operation in _operations().items():
+        roles = ACCESS[method, route]
+        if "public" in roles:
+            operation["security"] = []
+        else:
+            operation["security"] = [{"token": []}]
+            operation["x-roles"] = sorted(roles)
+        operation["operationId"] = operation["summary"].lower().replace(" ", "_").replace(",", "").replace("'", "")
+        paths.setdefault(route, {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Overread",
+            "version": __version__,
+            "description": "Predictions with a calibrated expected loss for each image. Not for diagnosis.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "Needed where tokens are set up."}},
+        },
+    }

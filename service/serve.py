@@ -1,0 +1,51 @@
+"""``overread serve``: check everything first, then hand over to ``bentoml serve``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from models.predictor import Predictor
+from service.access import Access, check_bind
+from service.settings import child_environment, read_settings
+
+GRACE_SECONDS = 25
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread serve``; does not return unless something is wrong.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` or ``package_invalid``, before anything was started.
+    """
+    parser = argparse.ArgumentParser(
+        prog="overread serve",
+        description="Serve the models of OVERREAD_MODELS over HTTP. docs/settings.md lists the settings.",
+        epilog="example: OVERREAD_STATE=/var/lib/overread overread serve --port 3000",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; anything but loopback needs tokens")
+    parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--workers", type=int, default=1, help="processes; one with several threads is the fastest on few cores")
+    options = parser.parse_args(argv)
+    settings = read_settings()
+    check_bind(options.host, Access.read(settings.tokens))
+    for folder in settings.models:
+        Predictor.load(folder)
+    host = "127.0.0.1" if options.host == "localhost" else options.host
+    url = f"http://{host}:{options.port}"
+    example = settings.state / "example"
+    print(
+        f"overread: serving on {url} (documentation at {url}/)\n"
+        f"overread: try, in another terminal:\n"
+        f"  overread example --out {example}\n"
+        f"  curl -s -H 'Content-Type: application/dicom' --data-binary @{example}/chest-phantom.dcm {url}/v1/predict",
+        flush=True,
+    )
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Overread", "--host", host, "--port", str(options.port)]
+    command += ["--timeout-graceful-shutdown", str(GRACE_SECONDS), "--working-dir", str(Path(__file__).parents[1])]
+    environment = child_environment(settings.state.absolute(), options.workers)
+    os.execve(sys.executable, command, environment)  # noqa: S606  (no shell; the arguments are ours)

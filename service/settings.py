@@ -1,0 +1,121 @@
+"""Settings, read from the environment here and nowhere else. ``docs/settings.md`` lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.batch import ZOO
+from models.card import Percentile, Triage
+from models.errors import Refusal
+
+PREFIX = "OVERREAD_"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+class Settings(BaseModel):
+    """How this site runs the service. Each field is the environment variable ``OVERREAD_<NAME>``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    state: Path = Field(Path(".overread"), description="Folder of the database and the tokens; created when missing.")
+    models: Annotated[tuple[Path, ...], Field(min_length=1)] = Field(
+        (ZOO / "cxr-pneumonia",), description="Folders of model packages, separated by colons. The first is the default model."
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=lambda: os.cpu_count() or 1, description="Images worked on side by side in one worker."
+    )
+    queue: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        32, description="Images that may wait in one worker; more are answered 503 at once."
+    )
+    deadline_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Longest wait in the queue; after it the answer is 503 without work done."
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(64 * 1024 * 1024, description="Largest request body; larger is 413.")
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Longest time a client may take to send a body; after it the answer is 408."
+    )
+    rate_limit_per_minute: Annotated[int, Field(ge=0)] = Field(
+        0, description="Requests a minute and token in one worker; more are answered 429. 0 is no limit."
+    )
+    review_loss_percentile: Percentile | None = Field(
+        None, description="Review from this percentile of predicted loss on, instead of the card's."
+    )
+    review_domain_percentile: Percentile | None = Field(
+        None, description="Review from this percentile of domain distance on, instead of the card's."
+    )
+    refuse_domain_distance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Refuse beyond this domain distance, instead of the card's."
+    )
+
+    @property
+    def database(self) -> Path:
+        """File of the SQLite database."""
+        return self.state / "overread.sqlite3"
+
+    @property
+    def tokens(self) -> Path:
+        """File of the hashed tokens."""
+        return self.state / "tokens.json"
+
+    def triage(self, default: Triage) -> Triage:
+        """Return the limits in force: the card's, with what this site sets instead."""
+        chosen = {name: value for name in Triage.model_fields if (value := getattr(self, name)) is not None}
+        return default.model_copy(update=chosen)
+
+
+def triage_sha256(triage: Triage) -> str:
+    """Return the digest of the limits that made a verdict, stored with it."""
+    return hashlib.sha256(json.dumps(triage.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Parameters
+    ----------
+    environment : mapping, optional
+        Instead of ``os.environ``.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` for an unknown name with our prefix, or a value out of range.
+    """
+    environment = os.environ if environment is None else environment
+    given: dict[str, Any] = {
+        name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX) and value
+    }
+    if "models" in given:
+        given["models"] = tuple(Path(part) for part in given["models"].split(":") if part)
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise Refusal("config_invalid", f"{name}: {first['msg']}.") from error
+
+
+def drop_proxies() -> None:
+    """Remove proxy variables from this process: the service makes no outbound request, so nothing may be redirected."""
+    for name in PROXIES:
+        os.environ.pop(name, None)
+
+
+def child_environment(state: Path, workers: int) -> dict[str, str]:
+    """Return the environment in which ``bentoml serve`` is started: no tracking, no proxies, its files under ``state``."""
+    environment = {name: value for name, value in os.environ.items() if name not in PROXIES}
+    home = state / "bentoml"
+    home.mkdir(parents=True, exist_ok=True)
+    return environment | {
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(home),
+        "BENTOML_CONFIG_OPTIONS": f"services.overread.workers={workers}",
+        PREFIX + "STATE": str(state),
+    }

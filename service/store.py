@@ -1,0 +1,220 @@
+"""Results and verdicts on disk: the only SQL. A result is committed before it is answered."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from models.errors import Refusal
+from models.image import Image
+from models.postprocess import Prediction
+from models.predictor import Predictor
+from models.triage import Judgement
+from service.tables import instances, models, results, verdicts
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored result: its row of ``results`` and the model's row."""
+
+    result: dict[str, Any]
+    model: dict[str, Any]
+
+    @property
+    def prediction(self) -> Prediction:
+        """The prediction as it was stored; heatmaps are not."""
+        row = self.result
+        return Prediction(
+            probabilities=row["probabilities"],
+            predicted_loss=row["predicted_loss"],
+            loss_percentile=row["loss_percentile"],
+            loss_score=row["loss_score"],
+            domain_distance=row["domain_distance"],
+            domain_percentile=row["domain_percentile"],
+            entropy=row["entropy"],
+            features=np.frombuffer(row["features"], dtype="<f4"),
+            heatmap=None,
+        )
+
+
+def result_id(image_sha256: str, model_sha256: str) -> str:
+    """Return the key of a result: the same image and model package give the same one."""
+    return hashlib.sha256(f"{image_sha256}:{model_sha256}".encode()).hexdigest()
+
+
+def result_row(image: Image, prediction: Prediction, predictor: Predictor, notes: list[str]) -> dict[str, Any]:
+    """Return the row of ``results`` for a new prediction."""
+    return {
+        "id": result_id(image.sha256, predictor.sha256),
+        "image_sha256": image.sha256,
+        "model_sha256": predictor.sha256,
+        "provider": predictor.provider,
+        "media_type": image.media_type,
+        "rows": image.rows,
+        "columns": image.columns,
+        "probabilities": prediction.probabilities,
+        "loss_score": prediction.loss_score,
+        "predicted_loss": prediction.predicted_loss,
+        "loss_percentile": prediction.loss_percentile,
+        "domain_distance": prediction.domain_distance,
+        "domain_percentile": prediction.domain_percentile,
+        "entropy": prediction.entropy,
+        "features": np.ascontiguousarray(prediction.features, dtype="<f4").tobytes(),
+        "notes": notes,
+    }
+
+
+def model_row(predictor: Predictor) -> dict[str, Any]:
+    """Return the row of ``models`` for a loaded model."""
+    card = predictor.card
+    return {"sha256": predictor.sha256, "name": card.name, "version": card.version, "card": card.model_dump(mode="json")}
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Give a database's failure a code: nothing was committed, so the caller may send the image again."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        name = getattr(error.orig, "sqlite_errorname", "")
+        code = "storage_full" if name == "SQLITE_FULL" else "storage_unavailable"
+        raise Refusal(code) from error
+    except sa.exc.TimeoutError as error:
+        raise Refusal("storage_unavailable") from error
+
+
+class Store:
+    """The database of one site, SQLite in WAL mode with ``synchronous=FULL``. Thread-safe; workers may share the file.
+
+    Parameters
+    ----------
+    file : Path
+        Created, with its folder, when missing; migrated to the newest schema.
+
+    Raises
+    ------
+    Refusal
+        ``storage_full`` or ``storage_unavailable``.
+    """
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._reader = self._engine(file, "BEGIN")
+        self._writer = self._engine(file, "BEGIN IMMEDIATE")
+        # One writer at a time is SQLite's rule; waiting here is fair and quick, waiting in SQLite is polling.
+        self._turn = threading.Lock()
+        with _coded(), file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several workers start at once
+            self._migrate()
+        file.chmod(0o600)
+
+    @staticmethod
+    def _engine(file: Path, begin: str) -> sa.Engine:
+        engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": BUSY_SECONDS}, pool_size=32, max_overflow=32)
+
+        @sa.event.listens_for(engine, "connect")
+        def _connect(connection: sqlite3.Connection, _: object) -> None:
+            connection.isolation_level = None  # transactions are begun by us, below
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @sa.event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        return engine
+
+    def _migrate(self) -> None:
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self._writer.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._reader.dispose()
+        self._writer.dispose()
+
+    def register(self, predictor: Predictor) -> None:
+        """Keep a loaded model's card, so that its results can be answered when it is no longer loaded."""
+        with _coded(), self._turn, self._writer.begin() as connection:
+            row = model_row(predictor)
+            connection.execute(insert(models).values(**row, first_loaded_at=datetime.now(UTC)).on_conflict_do_nothing())
+
+    def find(self, key: str) -> Stored | None:
+        """Return the result of that id, or None."""
+        with _coded(), self._reader.begin() as connection:
+            row = connection.execute(sa.select(results).where(results.c.id == key)).mappings().first()
+            if row is None:
+                return None
+            model = connection.execute(sa.select(models).where(models.c.sha256 == row["model_sha256"])).mappings().one()
+            return Stored(dict(row), dict(model))
+
+    def verdict(self, key: str, uid: str | None = None, triage_sha256: str | None = None) -> tuple[str | None, Judgement] | None:
+        """Return the instance and the verdict of a result: that of one instance and limits, or the latest."""
+        query = sa.select(verdicts).where(verdicts.c.result_id == key).order_by(verdicts.c.id.desc()).limit(1)
+        if triage_sha256 is not None:
+            query = query.where(verdicts.c.triage_sha256 == triage_sha256, verdicts.c.sop_instance_uid == (uid or ""))
+        with _coded(), self._reader.begin() as connection:
+            row = connection.execute(query).mappings().first()
+        return (row["sop_instance_uid"] or None, Judgement(row["verdict"], tuple(row["reasons"]))) if row else None
+
+    def record(
+        self, row: dict[str, Any], uid: str | None, triage_sha256: str, judge: Callable[[bool], Judgement]
+    ) -> tuple[bool, Judgement]:
+        """Commit a result, the instance it came from, and its verdict, in one transaction; what is there already stays.
+
+        Parameters
+        ----------
+        row : dict
+            As :func:`result_row` or :class:`Stored` gives it.
+        uid : str or None
+            SOP Instance UID.
+        triage_sha256 : str
+            Digest of the limits in force.
+        judge : callable
+            Called with whether the UID was seen before with another image.
+
+        Returns
+        -------
+        new : bool
+            Whether the result was not there before.
+        judgement : Judgement
+            The stored verdict.
+        """
+        now = datetime.now(UTC)
+        with _coded(), self._turn, self._writer.begin() as connection:
+            made = connection.execute(insert(results).values(**({"created_at": now} | row)).on_conflict_do_nothing())
+            reused = uid is not None and self._see(connection, uid, row["image_sha256"], now)
+            judgement = judge(reused)
+            key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
+            values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
+            connection.execute(insert(verdicts).values(**values).on_conflict_do_nothing())
+        return made.rowcount == 1, judgement
+
+    @staticmethod
+    def _see(connection: sa.Connection, uid: str, image_sha256: str, now: datetime) -> bool:
+        """Note an instance, and tell whether its UID came with another image before."""
+        seen = {"sop_instance_uid": uid, "image_sha256": image_sha256, "first_seen_at": now}
+        connection.execute(insert(instances).values(**seen).on_conflict_do_nothing())
+        same = instances.c.sop_instance_uid == uid
+        first = connection.execute(sa.select(instances.c.image_sha256).where(same).order_by(instances.c.id).limit(1)).scalar_one()
+        return bool(first != image_sha256)

@@ -1,0 +1,113 @@
+"""Metrics and logs: the only place that knows prometheus_client, and the only writer of log lines about requests.
+
+Labels come from closed sets only (routes, codes, loaded models, verdict reasons); a log line holds no identifier, path or
+query. With several workers prometheus_client writes to files that all workers share, and a scrape of any worker adds
+them up; it decides that when it is first imported, so the import waits until a worker has started.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import prometheus_client
+
+    from models.predictor import Predictor
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
+
+METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "overread_requests_total": ("Requests answered.", ("route", "status", "code")),
+    "overread_request_duration_seconds": ("From the first byte of a request to its answer.", ("route",)),
+    "overread_queue_depth": ("Images waiting for a thread, over all workers.", ()),
+    "overread_decode_seconds": ("Reading and preprocessing an image.", ("media_type",)),
+    "overread_inference_seconds": ("Running the model on one image.", ("model",)),
+    "overread_store_seconds": ("Committing a result.", ()),
+    "overread_model_info": ("1 for each loaded model.", ("model", "version", "sha256", "provider")),
+    "overread_loss_percentile": ("Percentile of predicted loss in the calibration set.", ("model",)),
+    "overread_domain_percentile": ("Percentile of domain distance in the calibration set.", ("model",)),
+    "overread_verdicts_total": ("Verdicts on new results, once for each reason.", ("model", "verdict", "reason")),
+    "overread_repeated_results_total": ("Answers given from the store.", ("model",)),
+}
+"""Metric -> (help, labels). ``docs/metrics.md`` lists them."""
+
+
+class Telemetry:
+    """The metrics of one worker.
+
+    Attributes are the metrics without their prefix and unit suffix; see :data:`METRICS`.
+    """
+
+    def __init__(self) -> None:
+        import prometheus_client as client  # see the module's docstring
+
+        self._client = client
+        self._shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self._registry = client.CollectorRegistry()
+        self.requests = self._counter("overread_requests_total")
+        self.request_duration = self._histogram("overread_request_duration_seconds", SECONDS)
+        self.queue_depth = self._gauge("overread_queue_depth", "livesum")
+        self.decode = self._histogram("overread_decode_seconds", SECONDS)
+        self.inference = self._histogram("overread_inference_seconds", SECONDS)
+        self.store = self._histogram("overread_store_seconds", SECONDS)
+        self.model_info = self._gauge("overread_model_info", "livemax")
+        self.loss_percentile = self._histogram("overread_loss_percentile", PERCENTILES)
+        self.domain_percentile = self._histogram("overread_domain_percentile", PERCENTILES)
+        self.verdicts = self._counter("overread_verdicts_total")
+        self.repeated = self._counter("overread_repeated_results_total")
+
+    def _counter(self, name: str) -> prometheus_client.Counter:
+        return self._client.Counter(name, *METRICS[name], registry=self._registry)
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> prometheus_client.Histogram:
+        return self._client.Histogram(name, *METRICS[name], registry=self._registry, buckets=buckets)
+
+    def _gauge(self, name: str, mode: Literal["livesum", "livemax"]) -> prometheus_client.Gauge:
+        return self._client.Gauge(name, *METRICS[name], registry=self._registry, multiprocess_mode=mode)
+
+    def loaded(self, predictor: Predictor) -> None:
+        """Show a loaded model."""
+        card = predictor.card
+        self.model_info.labels(card.name, card.version, predictor.sha256, predictor.provider).set(1)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Return the metrics of all workers in Prometheus' text format, and its content type."""
+        registry = self._registry
+        if self._shared:
+            from prometheus_client import multiprocess
+
+            # A worker that was killed leaves its gauges behind; only the living count.
+            for file in Path(self._shared).glob("gauge_live*_*.db"):
+                pid = file.stem.rsplit("_", 1)[1]
+                if not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+                    multiprocess.mark_process_dead(int(pid), self._shared)  # type: ignore[no-untyped-call]
+            registry = self._client.CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry, self._shared)  # type: ignore[no-untyped-call]
+        return self._client.generate_latest(registry), self._client.CONTENT_TYPE_LATEST
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)), "level": record.levelname}
+        # Only fields that our own calls name are written: a message built from input could carry an identifier.
+        line |= {"event": record.msg} | getattr(record, "fields", {})
+        return json.dumps(line)
+
+
+def logger() -> logging.Logger:
+    """Return the service's logger: JSON lines on stderr. ``logger().info("event", extra={"fields": {...}})``."""
+    log = logging.getLogger("overread")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_JsonLines())
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log

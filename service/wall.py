@@ -1,0 +1,181 @@
+"""What a request must be before anything looks at its content: type, size, time. Bodies stay in memory, never on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from models.errors import Refusal
+from service.access import is_loopback
+
+IMAGE_TYPES = ("application/dicom", "image/png", "image/jpeg")
+FORM = "multipart/form-data"
+PART = "image"
+MAX_PARTS = 8
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image as it was sent: its bytes, and its media type where the caller declared one."""
+
+    body: bytes
+    media_type: str | None
+
+
+def check_host(request: Request) -> None:
+    """Keep an open service to this machine, also against web pages that a browser here has open.
+
+    Raises
+    ------
+    Refusal
+        ``forbidden`` if the request came in over a network, names another host, or was sent by a page of another site.
+    """
+    server = request.scope.get("server")
+    host = request.headers.get("host", "")
+    name = host if host.endswith("]") or ":" not in host else host.rpartition(":")[0]
+    origin = request.headers.get("origin")
+    if (
+        (server is not None and not is_loopback(str(server[0])))
+        or not is_loopback(name)
+        or (origin is not None and origin != f"{request.url.scheme}://{host}")
+    ):
+        raise Refusal("forbidden", "Without tokens, only requests from this machine are answered.")
+
+
+def _media_type(header: str | None) -> tuple[str, dict[bytes, bytes]]:
+    value, options = parse_options_header(header or "")
+    return value.decode("latin-1").lower(), options
+
+
+async def _read(request: Request, limit: int, seconds: float) -> bytes:
+    declared = request.headers.get("content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise Refusal("too_large", f"The body may have {limit} bytes at most.")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise Refusal("too_large", f"The body may have {limit} bytes at most.")
+    except TimeoutError as error:
+        raise Refusal("request_timeout", f"The body took longer than {seconds:g} seconds.") from error
+    return bytes(body)
+
+
+class _Parts:
+    """Collects the parts of a multipart body: (headers, content) each."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[dict[str, str], bytearray]] = []
+        self.ended = False
+        self._field = self._value = b""
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_part_data": self._data,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        if len(self.parts) >= MAX_PARTS:
+            raise Refusal("bad_request", f"A form may have {MAX_PARTS} parts at most.")
+        self.parts.append(({}, bytearray()))
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1][1].extend(data[start:end])
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self.parts[-1][0][self._field.decode("latin-1").lower()] = self._value.decode("latin-1")
+        self._field = self._value = b""
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def parse_form(body: bytes, boundary: bytes) -> Upload:
+    """Find the one image in a multipart form.
+
+    Parameters
+    ----------
+    body : bytes
+    boundary : bytes
+        From the Content-Type header.
+
+    Raises
+    ------
+    Refusal
+        ``bad_request`` for a broken form or one without exactly one part ``image``, ``unsupported_media_type`` for a part
+        that is declared to be something else than an image, ``empty_body`` for an empty part.
+    """
+    collected = _Parts()
+    try:
+        parser = MultipartParser(boundary, collected.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
+        raise Refusal("bad_request", "The multipart body is broken.") from error
+    if not collected.ended:
+        raise Refusal("bad_request", "The multipart body ends early.")
+    images = []
+    for headers, content in collected.parts:
+        _, options = parse_options_header(headers.get("content-disposition", ""))
+        if options.get(b"name") == PART.encode():
+            images.append((headers, content))
+    if len(images) != 1 or len(collected.parts) != 1:
+        raise Refusal("bad_request", f"The form must have exactly one part, named {PART!r}.")
+    headers, content = images[0]
+    if not content:
+        raise Refusal("empty_body")
+    declared, _ = _media_type(headers.get("content-type"))
+    if declared in {"", "application/octet-stream"}:
+        return Upload(bytes(content), None)
+    if declared not in IMAGE_TYPES:
+        raise Refusal("unsupported_media_type", f"The part {PART!r} must be one of {', '.join(IMAGE_TYPES)}.")
+    return Upload(bytes(content), declared)
+
+
+async def read_upload(request: Request, limit: int, seconds: float) -> Upload:
+    """Read the image of a request, raw or as a form.
+
+    Parameters
+    ----------
+    request : Request
+    limit : int, bytes
+    seconds : float
+        For the whole body.
+
+    Raises
+    ------
+    Refusal
+        ``unsupported_media_type``, ``too_large``, ``request_timeout``, ``empty_body``, and as :func:`parse_form` says.
+    """
+    media_type, options = _media_type(request.headers.get("content-type"))
+    if media_type not in {*IMAGE_TYPES, FORM}:
+        raise Refusal("unsupported_media_type", f"Content-Type must be one of {', '.join((*IMAGE_TYPES, FORM))}.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal("unsupported_media_type", "A Content-Encoding is not taken.")
+    body = await _read(request, limit, seconds)
+    if not body:
+        raise Refusal("empty_body")
+    if media_type == FORM:
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise Refusal("bad_request", "The Content-Type lacks its boundary.")
+        return parse_form(body, boundary)
+    return Upload(body, media_type)
