@@ -1,0 +1,53 @@
+"""Units of doubt: monotone maps, ranks and entropy, against values worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.card import Calibration
+from models.uncertainty import entropy, percentile, predicted_loss, softmax
+
+RAMP = tuple(float(value) for value in range(101))
+
+
+def calibration(knots: tuple[tuple[float, float], ...]) -> Calibration:
+    return Calibration(temperature=1, loss_knots=knots, loss_quantiles=RAMP, domain_quantiles=RAMP, n=1, method="given")
+
+
+def test_predicted_loss_interpolates_between_knots_and_is_constant_beyond() -> None:
+    fitted = calibration(((-1.0, 0.2), (1.0, 0.6), (3.0, 2.6)))
+    got = predicted_loss(np.array([-9.0, -1.0, 0.0, 2.0, 3.0, 99.0]), fitted)
+    np.testing.assert_allclose(got, [0.2, 0.2, 0.4, 1.6, 2.6, 2.6])
+
+
+def test_percentile_is_the_rank_in_the_calibration_set() -> None:
+    np.testing.assert_allclose(percentile(np.array([-1.0, 0.0, 25.5, 100.0, 101.0]), RAMP), [0, 0, 25.5, 100, 100])
+
+
+def test_equal_quantiles_give_the_highest_rank() -> None:
+    table = (0.0,) * 51 + tuple(float(value) for value in range(1, 51))
+    np.testing.assert_allclose(percentile(np.array([0.0, 0.5, -0.1]), table), [50, 50.5, 0])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=101, max_size=101), st.lists(st.floats(-2e6, 2e6), min_size=2, max_size=9))
+def test_a_larger_value_never_has_a_lower_percentile(sample: list[float], values: list[float]) -> None:
+    ranks = percentile(np.sort(np.array(values)), tuple(sorted(sample)))
+    assert (np.diff(ranks) >= 0).all()
+    assert ((ranks >= 0) & (ranks <= 100)).all()
+
+
+def test_softmax_divides_by_the_temperature_and_survives_large_logits() -> None:
+    np.testing.assert_allclose(softmax(np.array([[2.0, 0.0]]), 2.0)[0, 0], 1 / (1 + math.exp(-1)))
+    np.testing.assert_allclose(softmax(np.array([[1e4, -1e4]]), 1.0), [[1.0, 0.0]])
+
+
+def test_entropy_is_largest_for_equal_probabilities_and_zero_for_certainty() -> None:
+    np.testing.assert_allclose(entropy(np.array([[0.5, 0.5], [1.0, 0.0]])), [math.log(2), 0.0], atol=1e-12)
+
+
+def test_a_calibration_with_one_knot_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss_knots"):
+        calibration(((0.0, 0.1),))
