@@ -1,0 +1,262 @@
+"""Stored pixel data -> array, one decoder a transfer syntax, each checked against the image header first.
+
+The codecs are chosen for releasing the GIL and for size checks of their own: imagecodecs' libjpeg-turbo (JPEG lossless and 12
+bit), CharLS, OpenJPEG (all of a JPEG 2000) and OpenJPH (HTJ2K); Pillow where less than the whole image is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+
+from models.codestreams import Codestream, check_rle, parse_jpeg, parse_jpeg2000
+from models.errors import Refusal
+from models.image import Limits
+
+Coding = Literal["native", "deflated", "rle", "jpeg", "jpegls", "jpeg2000"]
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """A transfer syntax that is read.
+
+    Attributes
+    ----------
+    name : str
+    coding : Coding
+    implicit, big_endian : bool
+        Of the data set.
+    processes : tuple of int
+        JPEG: start-of-frame markers that may occur. JPEG 2000: 0, or 1 for high-throughput coding.
+    lossless : bool
+        Whether the syntax promises reversible coding.
+    predictor : int
+        JPEG lossless, first-order prediction: the one selection value; 0 for any.
+    """
+
+    name: str
+    coding: Coding
+    implicit: bool = False
+    big_endian: bool = False
+    processes: tuple[int, ...] = ()
+    lossless: bool = False
+    predictor: int = 0
+
+
+SYNTAXES: dict[str, Syntax] = {
+    "1.2.840.10008.1.2": Syntax("Implicit VR Little Endian", "native", implicit=True),
+    "1.2.840.10008.1.2.1": Syntax("Explicit VR Little Endian", "native"),
+    "1.2.840.10008.1.2.1.99": Syntax("Deflated Explicit VR Little Endian", "deflated"),
+    "1.2.840.10008.1.2.2": Syntax("Explicit VR Big Endian", "native", big_endian=True),
+    "1.2.840.10008.1.2.5": Syntax("RLE Lossless", "rle", lossless=True),
+    "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline (Process 1)", "jpeg", processes=(0xC0,)),
+    "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended (Process 2 and 4)", "jpeg", processes=(0xC0, 0xC1)),
+    "1.2.840.10008.1.2.4.57": Syntax("JPEG Lossless (Process 14)", "jpeg", processes=(0xC3,), lossless=True),
+    "1.2.840.10008.1.2.4.70": Syntax(
+        "JPEG Lossless, First-Order Prediction (Process 14, Selection Value 1)",
+        "jpeg",
+        processes=(0xC3,),
+        lossless=True,
+        predictor=1,
+    ),
+    "1.2.840.10008.1.2.4.80": Syntax("JPEG-LS Lossless", "jpegls", processes=(0xF7,), lossless=True),
+    "1.2.840.10008.1.2.4.81": Syntax("JPEG-LS Lossy (Near-Lossless)", "jpegls", processes=(0xF7,)),
+    "1.2.840.10008.1.2.4.90": Syntax("JPEG 2000 (Lossless Only)", "jpeg2000", processes=(0,), lossless=True),
+    "1.2.840.10008.1.2.4.91": Syntax("JPEG 2000", "jpeg2000", processes=(0,)),
+    "1.2.840.10008.1.2.4.201": Syntax("High-Throughput JPEG 2000 (Lossless Only)", "jpeg2000", processes=(1,), lossless=True),
+    "1.2.840.10008.1.2.4.202": Syntax(
+        "High-Throughput JPEG 2000 with RPCL Options (Lossless Only)", "jpeg2000", processes=(1,), lossless=True
+    ),
+    "1.2.840.10008.1.2.4.203": Syntax("High-Throughput JPEG 2000", "jpeg2000", processes=(1,)),
+}
+"""Transfer syntax UID -> how it is read. Whatever is not here is refused."""
+
+
+@dataclass(frozen=True)
+class PixelHeader:
+    """The attributes that describe the stored pixels, already checked against each other (``models.dicom``)."""
+
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    allocated: int
+    stored: int
+    signed: bool
+    planar: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The array's type: native byte order, ``allocated`` bits."""
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.allocated // 8}")
+
+    @property
+    def native_bytes(self) -> int:
+        """Length of the uncompressed pixel data, without its padding byte."""
+        samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
+        return self.rows * self.columns * samples * self.allocated // 8
+
+
+def decode_pixels(
+    data: bytes, syntax: Syntax, header: PixelHeader, overlaid: bool, target: tuple[int, int] | None, limits: Limits
+) -> NDArray[Any]:
+    """Decode one frame.
+
+    Parameters
+    ----------
+    data : bytes
+        The stored pixel data: native without padding, or the frame's fragments joined.
+    syntax, header
+    overlaid : bool
+        Overlays lie in the bits above BitsStored: mask them, instead of refusing them.
+    target : (int, int) or None
+        See :func:`models.imaging.read_image`.
+    limits : Limits
+
+    Returns
+    -------
+    (H, W) or (H, W, 3) integer array
+        Within BitsStored. Colour as stored (RGB or YBR_FULL), except that the colour transforms which belong to a codestream
+        (YBR_ICT, YBR_RCT, and YBR_FULL and YBR_FULL_422 in JPEG) are undone.
+
+    Raises
+    ------
+    Refusal
+        ``inconsistent_image``, ``not_decodable``, ``unsupported_transfer_syntax`` or ``image_too_large``.
+    """
+    if syntax.coding in ("native", "deflated"):
+        pixels = _native(data, syntax, header)
+    elif syntax.coding == "rle":
+        pixels = _rle(data, header)
+    else:
+        stream = parse_jpeg2000(data) if syntax.coding == "jpeg2000" else parse_jpeg(data)
+        _check_codestream(stream, syntax, header)
+        if syntax.coding == "jpeg2000":
+            pixels = _jpeg2000(data, stream, header, target, limits)
+        elif syntax.coding == "jpegls":
+            pixels = imagecodecs.jpegls_decode(data)
+        else:
+            pixels = _jpeg(data, stream, header, target)
+    if header.samples != (pixels.shape[2] if pixels.ndim == 3 else 1):
+        raise Refusal("inconsistent_image", "The pixel data has another number of samples than the header says.")
+    if pixels.dtype != header.dtype:
+        pixels = _as_stored(pixels, header)
+    if overlaid:
+        spare = header.allocated - header.stored
+        return (pixels << spare) >> spare  # arithmetic for signed values: their sign comes from the highest stored bit
+    _check_range(pixels, header)
+    return pixels
+
+
+def _native(data: bytes, syntax: Syntax, header: PixelHeader) -> NDArray[Any]:
+    stored = np.frombuffer(data, header.dtype.newbyteorder(">" if syntax.big_endian else "<"))
+    stored = stored.astype(header.dtype, copy=False)
+    shape = (header.rows, header.columns)
+    if header.photometric == "YBR_FULL_422":
+        # Two pixels share their chroma: Y1 Y2 Cb Cr
+        pairs = stored.reshape(-1, 4)
+        return np.stack([pairs[:, [0, 2, 3]], pairs[:, [1, 2, 3]]], axis=1).reshape(*shape, 3)
+    if header.samples == 1:
+        return stored.reshape(shape)
+    if header.planar == 1:
+        return np.ascontiguousarray(stored.reshape(header.samples, *shape).transpose(1, 2, 0))
+    return stored.reshape(*shape, header.samples)
+
+
+def _rle(data: bytes, header: PixelHeader) -> NDArray[Any]:
+    check_rle(data, header.samples * header.allocated // 8)
+    decoded = imagecodecs.dicomrle_decode(data, header.dtype.newbyteorder("<"))
+    if len(decoded) != header.native_bytes:
+        raise Refusal("inconsistent_image", "The RLE data decodes to another size than the header says.")
+    stored = np.frombuffer(decoded, header.dtype)
+    if header.samples == 1:
+        return stored.reshape(header.rows, header.columns)
+    return np.ascontiguousarray(stored.reshape(header.samples, header.rows, header.columns).transpose(1, 2, 0))
+
+
+def _check_codestream(stream: Codestream, syntax: Syntax, header: PixelHeader) -> None:
+    if stream.family != syntax.coding or stream.process not in syntax.processes:
+        raise Refusal("inconsistent_image", "The compressed pixel data is of another kind than the transfer syntax says.")
+    if syntax.lossless and not stream.lossless:
+        raise Refusal("inconsistent_image", "The compressed pixel data is lossy, the transfer syntax lossless.")
+    if syntax.predictor and stream.predictor != syntax.predictor:
+        raise Refusal("inconsistent_image", "The JPEG predictor is not the transfer syntax's.")
+    if (stream.rows, stream.columns) != (header.rows, header.columns):
+        raise Refusal("inconsistent_image", "The compressed pixel data has another size than the header says.")
+    if stream.components != header.samples:
+        raise Refusal("inconsistent_image", "The compressed pixel data has another number of samples than the header says.")
+    if not header.stored <= stream.precision <= header.allocated:
+        raise Refusal("inconsistent_image", "The compressed pixel data has another precision than the header says.")
+    if stream.family == "jpeg2000" and stream.signed != header.signed:
+        raise Refusal("inconsistent_image", "The compressed pixel data and the header disagree on signed values.")
+    if stream.family == "jpeg" and not stream.lossless and header.signed and stream.precision < header.allocated:
+        raise Refusal("unsupported_transfer_syntax", "Signed values in lossy JPEG are not read here.")
+
+
+def _jpeg(data: bytes, stream: Codestream, header: PixelHeader, target: tuple[int, int] | None) -> NDArray[Any]:
+    if stream.lossless or stream.precision != 8:
+        if header.samples == 3 and header.photometric != "RGB":
+            raise Refusal("unsupported_transfer_syntax", "Colour in lossless or 12-bit JPEG is read as RGB only.")
+        # Naming the same colour space twice keeps libjpeg from converting
+        space = "RGB" if header.samples == 3 else None
+        pixels: NDArray[Any] = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace=space)
+        return pixels
+    source = JpegImageFile(io.BytesIO(data))
+    if header.samples == 3:
+        transformed = header.photometric != "RGB"
+        marked = stream.adobe is not None or stream.rgb
+        if marked and transformed == (stream.rgb or stream.adobe == 0):
+            raise Refusal("inconsistent_image", "The JPEG's colour transform is not the photometric interpretation's.")
+        if not marked and not transformed:
+            # Without the marker libjpeg takes RGB for YCbCr; asking for YCbCr makes it hand on what is stored
+            source.draft("YCbCr", source.size)
+    if target is not None:
+        source.draft(None, (2 * target[1], 2 * target[0]))  # None keeps the mode
+    return np.asarray(source)
+
+
+def _jpeg2000(
+    data: bytes, stream: Codestream, header: PixelHeader, target: tuple[int, int] | None, limits: Limits
+) -> NDArray[Any]:
+    reduction = 0
+    # Values above BitsStored can only be told at full resolution, so an over-precise codestream is decoded whole
+    if target is not None and stream.precision == header.stored:
+        spare = min(header.rows // (2 * target[0]), header.columns // (2 * target[1]))
+        reduction = min(stream.levels, max(spare, 1).bit_length() - 1)
+    if header.rows * header.columns * header.samples >> 2 * reduction > limits.max_wavelet_pixels:
+        raise Refusal("image_too_large", "The JPEG 2000 image has more pixels than the limit.")
+    if stream.process == 1:
+        pixels: NDArray[Any] = imagecodecs.htj2k_decode(data, skipres=reduction)
+        return pixels
+    if reduction == 0 or (header.samples == 3 and stream.precision > 8) or stream.precision > 16:
+        if header.rows * header.columns * header.samples > limits.max_wavelet_pixels:
+            raise Refusal("image_too_large", "The JPEG 2000 image has more pixels than the limit.")
+        pixels = imagecodecs.jpeg2k_decode(data)
+        return pixels
+    source = Jpeg2KImageFile(io.BytesIO(data))
+    source.reduce = reduction  # the plugin's attribute, read by load()
+    pixels = np.asarray(source)
+    # Pillow makes the values unsigned and scales them to fill 8 or 16 bits: undone here, exactly, by shifting back
+    pixels = pixels >> (pixels.dtype.itemsize * 8 - stream.precision)
+    return pixels.astype(np.int32) - (1 << stream.precision - 1) if stream.signed else pixels
+
+
+def _as_stored(pixels: NDArray[Any], header: PixelHeader) -> NDArray[Any]:
+    if pixels.dtype.kind == "u" and header.signed and pixels.dtype.itemsize == header.dtype.itemsize:
+        return pixels.view(header.dtype)  # JPEG and JPEG-LS know no sign: the bits are two's complement
+    return pixels.astype(header.dtype)
+
+
+def _check_range(pixels: NDArray[Any], header: PixelHeader) -> None:
+    if header.stored == header.allocated:
+        return
+    low, high = (-(1 << header.stored - 1), (1 << header.stored - 1) - 1) if header.signed else (0, (1 << header.stored) - 1)
+    if pixels.min() < low or pixels.max() > high:
+        raise Refusal("inconsistent_image", "Pixel values need more bits than BitsStored.")

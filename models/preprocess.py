@@ -1,0 +1,146 @@
+"""Image + InputSpec -> the model's tensor, and the way back to original pixels. Training and serving both use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from models.card import InputSpec
+from models.dicom_header import age_years, stated
+from models.errors import Refusal
+from models.image import Image
+from models.quiet import silence_readers
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of R, G and B where colour becomes grey (ITU-R BT.601, as JPEG uses)."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the tensor's pixels lie in the source.
+
+    Attributes
+    ----------
+    rows, columns : int, pixels
+        Size of the source.
+    height, width : int, pixels
+        Size of the tensor.
+    """
+
+    rows: int
+    columns: int
+    height: int
+    width: int
+
+    def to_source(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """Map positions in the tensor to positions in the source.
+
+        Parameters
+        ----------
+        points : (..., 2) array
+            (x, y) in tensor pixels, corner origin: the first pixel's centre is (0.5, 0.5).
+
+        Returns
+        -------
+        (..., 2) float64
+            (x, y) in original pixels, corner origin.
+        """
+        return np.asarray(points, np.float64) * (self.columns / self.width, self.rows / self.height)
+
+
+def check_accepted(image: Image, spec: InputSpec) -> list[tuple[str, str]]:
+    """Compare an image with what the model takes.
+
+    Returns
+    -------
+    list of (str, str)
+        Reasons for review, (code, message): what should be stated and is not (``modality_not_stated``,
+        ``body_part_not_stated``, ``view_not_stated``, ``age_not_stated``), and ``colour_image`` for colour where the model
+        takes grey. Pictures have no header, so only the last can arise.
+
+    Raises
+    ------
+    Refusal
+        ``too_small``, ``modality_not_accepted``, ``body_part_not_accepted``, ``view_not_accepted`` or ``age_not_accepted``.
+    """
+    if min(image.rows, image.columns) < spec.min_side:
+        raise Refusal(
+            "too_small", f"The image is {image.columns} x {image.rows} pixels; the model takes {spec.min_side} and more."
+        )
+    reasons: list[tuple[str, str]] = []
+    if image.header is not None:
+        for keyword, code, words, accepted in (
+            ("Modality", "modality", "modality", spec.modalities),
+            ("BodyPartExamined", "body_part", "body part", spec.body_parts),
+            ("ViewPosition", "view", "view position", spec.views),
+        ):
+            value = stated(image.header, keyword)
+            if accepted and not value:
+                reasons.append((f"{code}_not_stated", f"The image does not state its {words}."))
+            elif accepted and value not in accepted:
+                raise Refusal(f"{code}_not_accepted", f"The {words} is none of those the model takes: {', '.join(accepted)}.")
+        if spec.age_years is not None:
+            age = age_years(image.header)
+            if age is None:
+                reasons.append(("age_not_stated", "The image does not state the patient's age."))
+            elif not spec.age_years[0] <= age <= spec.age_years[1]:
+                youngest, oldest = spec.age_years
+                raise Refusal("age_not_accepted", f"The patient's age is outside {youngest:g} to {oldest:g} years.")
+    if spec.channels == 1 and image.is_colour:
+        reasons.append(("colour_image", "The image is coloured, the model takes grey ones."))
+    return reasons
+
+
+def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geometry]:
+    """Make the model's tensor.
+
+    Parameters
+    ----------
+    image : Image
+    spec : InputSpec
+
+    Returns
+    -------
+    tensor : (1, C, H, W) float32
+    geometry : Geometry
+
+    Notes
+    -----
+    A chain of linear steps and clipping (rescale, window) is applied after resizing: it is the same but where pixels inside
+    and outside the window mix, and costs a twentieth. Tables and palettes are applied before. ``full_range`` divides by the
+    span of possible display values, which is 255 for 8-bit pictures.
+    """
+    silence_readers()
+    how = image.rendering
+    if how.after_resizing:
+        shown = how.evaluate(resize(image.pixels, spec.height, spec.width))
+    else:
+        shown = resize(how.look_up(image.pixels), spec.height, spec.width)
+    if spec.channels == 1 and shown.ndim == 3:
+        shown = shown @ LUMA
+    elif spec.channels == 3 and shown.ndim == 2:
+        shown = np.repeat(shown[:, :, None], 3, axis=2)
+    if spec.intensity == "percentile":
+        low, high = np.percentile(shown, [spec.low, spec.high])
+    else:
+        low, high = how.low, how.high
+    # A constant image has no contrast to stretch: it becomes 0
+    scaled = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
+    planes = np.atleast_3d((scaled - spec.mean) / spec.std).transpose(2, 0, 1)
+    tensor = np.ascontiguousarray(planes[None], dtype=np.float32)
+    return tensor, Geometry(image.rows, image.columns, spec.height, spec.width)
+
+
+def resize(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+    """Squash (h, w) or (h, w, 3) values to (height, width), with a triangle filter as wide as the reduction.
+
+    Large reductions are averaged down to three times the target first, which changes little and is faster.
+    """
+    if values.ndim == 3:
+        return np.stack([resize(values[:, :, i], height, width) for i in range(values.shape[2])], axis=2)
+    plane = Pillow.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return np.asarray(plane.resize((width, height), Pillow.Resampling.BILINEAR, reducing_gap=3.0))
