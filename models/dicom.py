@@ -68,7 +68,7 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits) -> I
         stored = np.frombuffer(stored, np.uint16).byteswap().tobytes()  # bytes in big-endian words
     if syntax.coding in ("native", "deflated"):
         stored = stored[: facts.native_bytes]
-    pixels = decode_pixels(stored, syntax, facts, has_embedded_overlay(raw, facts), target, limits)
+    pixels, extent = decode_pixels(stored, syntax, facts, has_embedded_overlay(raw, facts), target, limits)
     if facts.photometric.startswith("YBR_FULL") and syntax.coding != "jpeg":
         pixels = np.asarray(convert_color_space(pixels, "YBR_FULL", "RGB"))
     return Image(
@@ -80,6 +80,7 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits) -> I
         media_type="application/dicom",
         sha256=digest(header, uid, age_years(header), stored),
         header=header,
+        extent=extent,
     )
 
 

@@ -20,6 +20,7 @@ from models.codestreams import Codestream, check_rle, parse_jpeg, parse_jpeg2000
 from models.errors import Refusal
 from models.image import Limits
 
+Extent = tuple[float, float, float, float]
 Coding = Literal["native", "deflated", "rle", "jpeg", "jpegls", "jpeg2000"]
 
 
@@ -106,7 +107,7 @@ class PixelHeader:
 
 def decode_pixels(
     data: bytes, syntax: Syntax, header: PixelHeader, overlaid: bool, target: tuple[int, int] | None, limits: Limits
-) -> NDArray[Any]:
+) -> tuple[NDArray[Any], Extent | None]:
     """Decode one frame.
 
     Parameters
@@ -122,15 +123,18 @@ def decode_pixels(
 
     Returns
     -------
-    (H, W) or (H, W, 3) integer array
+    pixels : (H, W) or (H, W, 3) integer array
         Within BitsStored. Colour as stored (RGB or YBR_FULL), except that the colour transforms which belong to a codestream
         (YBR_ICT, YBR_RCT, and YBR_FULL and YBR_FULL_422 in JPEG) are undone.
+    extent : (float, float, float, float) or None
+        See :class:`models.image.Image`.
 
     Raises
     ------
     Refusal
         ``inconsistent_image``, ``not_decodable``, ``unsupported_transfer_syntax`` or ``image_too_large``.
     """
+    extent: Extent | None = None
     if syntax.coding in ("native", "deflated"):
         pixels = _native(data, syntax, header)
     elif syntax.coding == "rle":
@@ -139,20 +143,20 @@ def decode_pixels(
         stream = parse_jpeg2000(data) if syntax.coding == "jpeg2000" else parse_jpeg(data)
         _check_codestream(stream, syntax, header)
         if syntax.coding == "jpeg2000":
-            pixels = _jpeg2000(data, stream, header, target, limits)
+            pixels, extent = _jpeg2000(data, stream, header, target, limits)
         elif syntax.coding == "jpegls":
             pixels = imagecodecs.jpegls_decode(data)
         else:
-            pixels = _jpeg(data, stream, header, target)
+            pixels, extent = _jpeg(data, stream, header, target)
     if header.samples != (pixels.shape[2] if pixels.ndim == 3 else 1):
         raise Refusal("inconsistent_image", "The pixel data has another number of samples than the header says.")
     if pixels.dtype != header.dtype:
         pixels = _as_stored(pixels, header)
     if overlaid:
         spare = header.allocated - header.stored
-        return (pixels << spare) >> spare  # arithmetic for signed values: their sign comes from the highest stored bit
+        return (pixels << spare) >> spare, extent  # arithmetic for signed values: their sign comes from the highest stored bit
     _check_range(pixels, header)
-    return pixels
+    return pixels, extent
 
 
 def _native(data: bytes, syntax: Syntax, header: PixelHeader) -> NDArray[Any]:
@@ -200,14 +204,16 @@ def _check_codestream(stream: Codestream, syntax: Syntax, header: PixelHeader) -
         raise Refusal("unsupported_transfer_syntax", "Signed values in lossy JPEG are not read here.")
 
 
-def _jpeg(data: bytes, stream: Codestream, header: PixelHeader, target: tuple[int, int] | None) -> NDArray[Any]:
+def _jpeg(
+    data: bytes, stream: Codestream, header: PixelHeader, target: tuple[int, int] | None
+) -> tuple[NDArray[Any], Extent | None]:
     if stream.lossless or stream.precision != 8:
         if header.samples == 3 and header.photometric != "RGB":
             raise Refusal("unsupported_transfer_syntax", "Colour in lossless or 12-bit JPEG is read as RGB only.")
         # Naming the same colour space twice keeps libjpeg from converting
         space = "RGB" if header.samples == 3 else None
         pixels: NDArray[Any] = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace=space)
-        return pixels
+        return pixels, None
     source = JpegImageFile(io.BytesIO(data))
     if header.samples == 3:
         transformed = header.photometric != "RGB"
@@ -217,35 +223,60 @@ def _jpeg(data: bytes, stream: Codestream, header: PixelHeader, target: tuple[in
         if not marked and not transformed:
             # Without the marker libjpeg takes RGB for YCbCr; asking for YCbCr makes it hand on what is stored
             source.draft("YCbCr", source.size)
-    if target is not None:
-        source.draft(None, (2 * target[1], 2 * target[0]))  # None keeps the mode
-    return np.asarray(source)
+    return np.asarray(source), reduce_jpeg(source, target)
+
+
+def reduce_jpeg(source: JpegImageFile, target: tuple[int, int] | None) -> Extent | None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size, at least twice ``target``; return where its edges then lie."""
+    if target is None:
+        return None
+    reduced = source.draft(None, (2 * target[1], 2 * target[0]))  # None keeps the mode
+    return None if reduced is None else (0.0, 0.0, *reduced[1][2:])
 
 
 def _jpeg2000(
     data: bytes, stream: Codestream, header: PixelHeader, target: tuple[int, int] | None, limits: Limits
-) -> NDArray[Any]:
+) -> tuple[NDArray[Any], Extent | None]:
     reduction = 0
-    # Values above BitsStored can only be told at full resolution, so an over-precise codestream is decoded whole
-    if target is not None and stream.precision == header.stored:
+    # Values above BitsStored can only be told at full resolution, so an over-precise codestream is decoded whole. Pillow,
+    # which alone decodes less of a JPEG 2000, cuts colour of more than 8 bits, and knows no grey of more than 16
+    depth = 8 if header.samples == 3 and stream.process == 0 else 16
+    if target is not None and stream.precision == header.stored <= depth:
         spare = min(header.rows // (2 * target[0]), header.columns // (2 * target[1]))
         reduction = min(stream.levels, max(spare, 1).bit_length() - 1)
     if header.rows * header.columns * header.samples >> 2 * reduction > limits.max_wavelet_pixels:
         raise Refusal("image_too_large", "The JPEG 2000 image has more pixels than the limit.")
     if stream.process == 1:
         pixels: NDArray[Any] = imagecodecs.htj2k_decode(data, skipres=reduction)
-        return pixels
-    if reduction == 0 or (header.samples == 3 and stream.precision > 8) or stream.precision > 16:
-        if header.rows * header.columns * header.samples > limits.max_wavelet_pixels:
-            raise Refusal("image_too_large", "The JPEG 2000 image has more pixels than the limit.")
+    elif reduction == 0:
         pixels = imagecodecs.jpeg2k_decode(data)
-        return pixels
+    else:
+        pixels = _reduced_jpeg2000(data, stream, header, reduction)
+    return _aligned(pixels, header, reduction) if reduction else (pixels, None)
+
+
+def _reduced_jpeg2000(data: bytes, stream: Codestream, header: PixelHeader, reduction: int) -> NDArray[Any]:
     source = Jpeg2KImageFile(io.BytesIO(data))
     source.reduce = reduction  # the plugin's attribute, read by load()
+    # load() divides the size and rounds it to the nearest, where the decoder rounds up: a multiple leaves nothing to round
+    step = 1 << reduction
+    source._size = (-(-header.columns // step) * step, -(-header.rows // step) * step)
     pixels = np.asarray(source)
     # Pillow makes the values unsigned and scales them to fill 8 or 16 bits: undone here, exactly, by shifting back
     pixels = pixels >> (pixels.dtype.itemsize * 8 - stream.precision)
     return pixels.astype(np.int32) - (1 << stream.precision - 1) if stream.signed else pixels
+
+
+def _aligned(pixels: NDArray[Any], header: PixelHeader, reduction: int) -> tuple[NDArray[Any], Extent]:
+    """Say where the source's edges lie in a lower resolution of a wavelet transform.
+
+    Its samples sit on every 2^n-th pixel, beginning with the first, not in the middle of 2^n pixels (T.800 annex F). The
+    source therefore ends up to half a sample beyond the last one, which is repeated.
+    """
+    pixels = np.pad(pixels, ((0, 1), (0, 1), (0, 0))[: pixels.ndim], mode="edge")
+    step = 1 << reduction
+    first = 0.5 - 0.5 / step
+    return pixels, (first, first, header.columns / step + first, header.rows / step + first)
 
 
 def _as_stored(pixels: NDArray[Any], header: PixelHeader) -> NDArray[Any]:

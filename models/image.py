@@ -114,6 +114,9 @@ class Image:
     header : Dataset or None
         The DICOM file's standard top-level elements, without pixel data, sequences, private elements, overlays and whatever
         could not be read. None for pictures.
+    extent : (float, float, float, float) or None
+        Where the source's left, top, right and bottom edges lie in ``pixels`` (corner origin) after decoding at a reduced
+        resolution; None where they are the edges of ``pixels``.
     """
 
     pixels: NDArray[Any]
@@ -124,6 +127,7 @@ class Image:
     media_type: str
     sha256: str
     header: Dataset | None
+    extent: tuple[float, float, float, float] | None = None
 
     def rendered(self) -> NDArray[np.float32]:
         """Return the display values, float32, (H, W) or (H, W, 3): all LUTs, the palette and the inversion applied."""

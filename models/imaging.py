@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from models.codestreams import MAX_SCANS
 from models.dicom import read_dicom
+from models.dicom_pixels import reduce_jpeg
 from models.errors import Refusal
 from models.image import Image, Limits, Rendering, has_colour
 from models.quiet import silence_readers
@@ -102,18 +103,17 @@ def _read_picture(data: bytes, media_type: str, target: tuple[int, int] | None, 
         raise Refusal("multi_frame")
     if media_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_SCANS:
         raise Refusal("not_decodable", "The JPEG has too many scans.")
-    turned = source.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    rows, columns = (source.width, source.height) if turned else (source.height, source.width)
-    if target is not None and media_type == "image/jpeg":
-        height, width = target[::-1] if turned else target
-        source.draft(None, (2 * width, 2 * height))  # None keeps the mode
+    orientation = source.getexif().get(0x0112, 1)
+    rows, columns = (source.width, source.height) if orientation in (5, 6, 7, 8) else (source.height, source.width)
+    # Decoding less leaves part of a pixel at the right and lower edge, so turned pictures are decoded whole
+    extent = reduce_jpeg(source, target) if isinstance(source, JpegImageFile) and orientation == 1 else None
     picture = _without_alpha(ImageOps.exif_transpose(source))
     pixels = np.asarray(picture)
     if pixels.ndim == 3 and not has_colour(pixels, 255):
         pixels = np.asarray(picture.convert("L"))
     high = 65535 if pixels.dtype == np.uint16 else 255
     digest = hashlib.sha256(data).hexdigest()
-    return Image(pixels, Rendering(0, high), rows, columns, None, media_type, digest, None)
+    return Image(pixels, Rendering(0, high), rows, columns, None, media_type, digest, None, extent)
 
 
 def _without_alpha(picture: Pillow.Image) -> Pillow.Image:

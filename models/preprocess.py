@@ -117,9 +117,9 @@ def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geom
     silence_readers()
     how = image.rendering
     if how.after_resizing:
-        shown = how.evaluate(resize(image.pixels, spec.height, spec.width))
+        shown = how.evaluate(resize(image.pixels, spec.height, spec.width, image.extent))
     else:
-        shown = resize(how.look_up(image.pixels), spec.height, spec.width)
+        shown = resize(how.look_up(image.pixels), spec.height, spec.width, image.extent)
     if spec.channels == 1 and shown.ndim == 3:
         shown = shown @ LUMA
     elif spec.channels == 3 and shown.ndim == 2:
@@ -135,12 +135,27 @@ def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geom
     return tensor, Geometry(image.rows, image.columns, spec.height, spec.width)
 
 
-def resize(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+def resize(
+    values: NDArray[Any], height: int, width: int, extent: tuple[float, float, float, float] | None = None
+) -> NDArray[np.float32]:
     """Squash (h, w) or (h, w, 3) values to (height, width), with a triangle filter as wide as the reduction.
 
+    Parameters
+    ----------
+    values : (h, w) or (h, w, 3) array
+    height, width : int, pixels
+    extent : (float, float, float, float) or None
+        The part to take: left, top, right, bottom, corner origin; None for all.
+
+    Returns
+    -------
+    (height, width) or (height, width, 3) float32
+
+    Notes
+    -----
     Large reductions are averaged down to three times the target first, which changes little and is faster.
     """
     if values.ndim == 3:
-        return np.stack([resize(values[:, :, i], height, width) for i in range(values.shape[2])], axis=2)
+        return np.stack([resize(values[:, :, i], height, width, extent) for i in range(values.shape[2])], axis=2)
     plane = Pillow.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    return np.asarray(plane.resize((width, height), Pillow.Resampling.BILINEAR, reducing_gap=3.0))
+    return np.asarray(plane.resize((width, height), Pillow.Resampling.BILINEAR, box=extent, reducing_gap=3.0))
