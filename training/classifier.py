@@ -1,0 +1,312 @@
+"""``overread train classifier``: a classifier with its loss prediction module, and its leave-one-domain-out siblings."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from models.errors import Refusal
+from models.networks.classifier import Classifier
+from models.networks.loss_prediction import LossPrediction
+from training.augmentation import augment
+from training.config import Run, RunConfig, make_config, read_input_spec, read_run, versions, write_json
+from training.data import BalancedBatches, ImageSet, Manifest, check_splits, load_images, read_manifest, split_of
+from training.losses import ranking_loss
+
+CHECKPOINT = "last.ckpt"
+WEIGHTS = "model.pt"
+LOG = "log.csv"
+
+
+class ClassifierTraining(lightning.LightningModule):
+    """Cross-entropy and the ranking loss of the loss prediction module, trained together.
+
+    Parameters
+    ----------
+    config : RunConfig
+
+    References
+    ----------
+    Yoo and Kweon, "Learning Loss for Active Learning", CVPR 2019, arXiv:1905.03677, section 3.1: one joint loss; section
+    5.1: late in training the module's gradient no longer reaches the features.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classifier = Classifier(config.input.channels, len(config.classes), config.widths, config.blocks, config.dropout)
+        self.loss_prediction = LossPrediction(config.widths)
+
+    def losses(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy, and the ranking loss of the scores against each image's cross-entropy.
+
+        Parameters
+        ----------
+        images : Tensor, shape (N, C, H, W)
+        labels : Tensor, int64, shape (N,)
+        joint : bool
+            Whether the ranking loss's gradient reaches the features.
+        """
+        maps = self.classifier.stage_maps(images)
+        true_losses = functional.cross_entropy(
+            self.classifier.classify(self.classifier.pool(maps)).float(), labels, reduction="none"
+        )
+        scores = self.loss_prediction(maps if joint else [stage.detach() for stage in maps]).float()
+        return true_losses.mean(), ranking_loss(scores, true_losses, self.config.ranking_margin)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        """Take one step; everything random in it depends on the seed and the step alone, so a run can go on after a kill."""
+        images, labels = batch
+        step = self.global_step
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        images = augment(images.cpu(), self.config.input, self.config.flip, generator).to(images.device)
+        joint = step < self.config.loss_gradient_until * self.config.total_steps
+        task, ranking = self.losses(images.contiguous(memory_format=torch.channels_last), labels, joint)
+        self.log_dict({"loss": task, "ranking": ranking}, prog_bar=True, on_step=False, on_epoch=True)
+        return task + self.config.loss_weight * ranking
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with a linear warm-up and a cosine to zero, by step."""
+        decayed = [parameter for parameter in self.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
+        optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=self.config.learning_rate,
+        )
+        total = self.config.total_steps
+        warm = max(1, total // 20)
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Log(lightning.Callback):
+    """One line an epoch, so that a run without a terminal leaves its course behind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not self.file.exists():
+            self.file.write_text("step,loss,ranking\n", encoding="utf-8")
+        values = trainer.callback_metrics
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{trainer.global_step},{float(values['loss']):.4f},{float(values['ranking']):.4f}\n")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's advice that does not fit: the images are in memory, so workers would only cost."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
+        yield
+
+
+def seconds_per_step(module: ClassifierTraining, images: Tensor, labels: Tensor, steps: int = 3) -> float:
+    """Time training steps on a copy's worth of work: forward and backward, nothing is changed.
+
+    Parameters
+    ----------
+    images, labels : Tensor
+        One batch.
+    steps : int
+        Steps timed after one that is not.
+    """
+    bf16 = module.config.precision == "bf16-mixed"
+    started = 0.0
+    for step in range(steps + 1):
+        if step == 1:
+            started = time.perf_counter()
+        generator = torch.Generator().manual_seed(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            batch = augment(images, module.config.input, module.config.flip, generator)
+            maps = module.classifier.stage_maps(batch.contiguous(memory_format=torch.channels_last))
+            loss = functional.cross_entropy(module.classifier.classify(module.classifier.pool(maps)).float(), labels)
+        torch.autograd.grad(loss, list(module.classifier.parameters()))
+    return (time.perf_counter() - started) / steps
+
+
+def fit(run: Run, images: ImageSet, folder: Path) -> None:
+    """Train one model, from the last checkpoint if there is one.
+
+    Parameters
+    ----------
+    run : Run
+        Written to ``run.json``.
+    images : ImageSet
+        The training split of the run's domains.
+    folder : Path
+        Receives ``run.json``, ``last.ckpt`` (after every epoch), ``log.csv`` and, at the end, ``model.pt``: the state
+        dicts ``classifier`` and ``loss_prediction``.
+    """
+    config = run.config
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", run.model_dump(mode="json"))
+    torch.manual_seed(config.seed)
+    module = ClassifierTraining(config).to(memory_format=torch.channels_last)
+    tensors, labels = torch.from_numpy(images.tensors), torch.from_numpy(images.labels)
+    groups = [(row.domain, row.label) for row in images.rows]
+    batches = BalancedBatches(groups, config.steps_per_epoch, config.batch_size, config.seed)
+    checkpoint = folder / CHECKPOINT
+    resumed = checkpoint if checkpoint.exists() else None
+    done = int(torch.load(checkpoint, weights_only=True)["global_step"]) if resumed else 0
+    print(f"{', '.join(config.domains)}: {config.total_steps} steps, going on from step {done}" if done else
+          f"{', '.join(config.domains)}: {config.total_steps} steps", flush=True)  # fmt: skip
+    trainer = lightning.Trainer(
+        max_epochs=config.epochs, precision=config.precision, accelerator="auto", devices=1, logger=False,
+        callbacks=[
+            ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), save_top_k=1, enable_version_counter=False),
+            TQDMProgressBar(refresh_rate=10), _Log(folder / LOG),
+        ],
+        enable_model_summary=False, gradient_clip_val=1.0,
+    )  # fmt: skip
+    with _quiet():
+        loader = DataLoader(TensorDataset(tensors, labels), batch_sampler=batches)
+        trainer.fit(module, loader, ckpt_path=resumed, weights_only=True)
+    if trainer.global_step != config.total_steps:  # Lightning returns quietly after an interrupt
+        raise KeyboardInterrupt
+    weights = {"classifier": module.classifier.state_dict(), "loss_prediction": module.loss_prediction.state_dict()}
+    part = folder / (WEIGHTS + ".part")
+    torch.save(weights, part)
+    part.replace(folder / WEIGHTS)
+
+
+def load_weights(folder: Path) -> ClassifierTraining:
+    """Return the finished model of a run, in evaluation mode.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if the run is missing or not finished.
+    """
+    run = read_run(folder)
+    if not (folder / WEIGHTS).exists():
+        raise Refusal("config_invalid", "The run is not finished: give the training command again, and it goes on.")
+    weights = torch.load(folder / WEIGHTS, weights_only=True)
+    module = ClassifierTraining(run.config)
+    module.classifier.load_state_dict(weights["classifier"])
+    module.loss_prediction.load_state_dict(weights["loss_prediction"])
+    return module.eval()
+
+
+def sibling(folder: Path, domain: str) -> Path:
+    """Return the folder, inside a run's, of the sibling that never saw ``domain``."""
+    return folder / f"without_{domain}"
+
+
+def _command(config: RunConfig, options: argparse.Namespace) -> str:
+    words = [
+        "overread",
+        "train",
+        "classifier",
+        "--data",
+        "FOLDER",
+        "--domains",
+        *config.domains,
+        "--leave-out",
+        *config.leave_out,
+    ]
+    words += ["--classes", *config.classes, "--finding", config.finding, "--input", options.input.name]
+    words += ["--epochs", str(config.epochs), "--precision", config.precision, "--seed", str(config.seed), "--out", "RUN"]
+    return shlex.join(words)
+
+
+def _run(config: RunConfig, manifest: Manifest, command: str) -> Run:
+    trained_on = {}
+    for domain in config.domains:
+        patients = [row.patient for row in manifest.rows if row.domain == domain and split_of(row.patient, config) == "train"]
+        trained_on[domain] = (len(patients), len(set(patients)))
+    return Run(config=config, data_sha256=manifest.sha256, trained_on=trained_on, command=command, versions=versions())
+
+
+def _refuse_other(run: Run, folder: Path) -> None:
+    if not (folder / "run.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise Refusal("output_exists", "The folder is not empty and holds no run.")
+        return
+    earlier = read_run(folder)
+    if earlier.config != run.config:
+        theirs, ours = earlier.config.model_dump(), run.config.model_dump()
+        changed = ", ".join(name for name in ours if ours[name] != theirs[name])
+        raise Refusal("output_exists", f"The folder holds a run with another setting ({changed}).")
+    if earlier.data_sha256 != run.data_sha256:
+        raise Refusal("output_exists", "The folder holds a run on other data.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="overread train classifier",
+        description="Train a classifier and its loss prediction module, and the same recipe without each domain in turn. "
+        "Give the same command again after an interruption: it goes on from the last checkpoint.",
+        epilog="example: overread train classifier --data cxr --domains kermany_guangzhou nih_chestxray "
+        "--classes normal pneumonia --finding pneumonia --input training/specs/chest_xray.json --seed 0 --out runs/cxr",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv: image, label, domain, patient")
+    parser.add_argument("--domains", nargs="+", required=True, metavar="DOMAIN", help="train on these")
+    parser.add_argument("--leave-out", nargs="*", metavar="DOMAIN", help="siblings to train without these; default: each")
+    parser.add_argument("--classes", nargs="+", required=True, metavar="LABEL", help="labels, in the order of the logits")
+    parser.add_argument("--finding", required=True, metavar="LABEL", help="the class reported as a finding")
+    parser.add_argument("--input", type=Path, required=True, help="JSON file: how an image becomes a tensor")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=RunConfig.model_fields["epochs"].default, help="of 50 batches of 64")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default=RunConfig.model_fields["precision"].default)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread train classifier``; returns 0."""
+    options = _parser().parse_args(argv)
+    leave_out = options.leave_out
+    if leave_out is None:
+        leave_out = options.domains if len(options.domains) > 1 else []
+    config = make_config(
+        seed=options.seed, domains=options.domains, leave_out=leave_out, classes=options.classes, finding=options.finding,
+        input=read_input_spec(options.input), epochs=options.epochs, precision=options.precision,
+    )  # fmt: skip
+    manifest = read_manifest(options.data, config.domains, config.classes)
+    check_splits(manifest.rows, config)
+    command = _command(config, options)
+    runs = {options.out: _run(config, manifest, command)}
+    for domain in config.leave_out:
+        others = config.without(domain)
+        runs[sibling(options.out, domain)] = _run(others, read_manifest(options.data, others.domains, config.classes), command)
+    for folder, run in runs.items():
+        _refuse_other(run, folder)
+    unfinished = {folder: each for folder, each in runs.items() if not (folder / WEIGHTS).exists()}
+    if not unfinished:
+        print("This run is finished; nothing to do. Next: overread export")
+        return 0
+    # Every image is decoded, those of the test patients too: what cannot be read is refused before time is spent.
+    images = load_images(manifest.rows, config.input, "reading")
+    batch = images.where("train", config)
+    some = slice(0, config.batch_size)
+    module = ClassifierTraining(config).to(memory_format=torch.channels_last)
+    each = seconds_per_step(module, torch.from_numpy(batch.tensors[some]), torch.from_numpy(batch.labels[some]))
+    minutes = each * config.total_steps * len(unfinished) / 60
+    print(f"{len(manifest.rows)} images, {len(batch.rows)} of them to train on; {len(unfinished)} models of {config.total_steps} "
+          f"steps: about {minutes:.0f} minutes on this machine, if nothing else runs on it", flush=True)  # fmt: skip
+    for folder, each_run in unfinished.items():
+        fit(each_run, images.where("train", each_run.config), folder)
+    print("finished. Next: overread export")
+    return 0

@@ -1,0 +1,214 @@
+"""What decides a training run: one frozen document, written beside the run as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.card import Fraction, InputSpec
+from models.errors import Refusal
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class RunConfig(BaseModel):
+    """Everything that decides the weights of a classifier, except the images.
+
+    Attributes
+    ----------
+    domains : tuple of str
+        Domains trained on.
+    leave_out : tuple of str
+        For each of these a sibling is trained by the same recipe on the other domains.
+    classes : tuple of str
+        Labels, in the order of the logits.
+    finding : str
+        The class that is reported as a finding, against all others.
+    input : InputSpec
+        How an image becomes a tensor.
+    fractions : (float, float, float)
+        Share of the patients in the splits train, calibration and test.
+    epochs, steps_per_epoch, batch_size : int
+        An epoch is a fixed number of balanced batches, so that a sibling with fewer images takes as many steps. A
+        checkpoint is written after each.
+    learning_rate, weight_decay : float
+        AdamW; a linear warm-up over the first twentieth of the steps, then a cosine to zero.
+    dropout : float
+    widths, blocks : tuple of int, int
+        See :class:`models.networks.classifier.Classifier`.
+    loss_weight, ranking_margin : float
+        Of the ranking loss of the loss prediction module.
+    loss_gradient_until : float
+        Share of the steps after which that module's gradient no longer reaches the features.
+    flip : bool
+        Whether images are mirrored at random.
+    precision : str
+        "32-true", or "bf16-mixed" (twice as fast on processors and cards that know it).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verb: Literal["train classifier"] = "train classifier"
+    seed: Annotated[int, Field(ge=0)]
+    domains: Annotated[tuple[Word, ...], Field(min_length=1)]
+    leave_out: tuple[Word, ...]
+    classes: Annotated[tuple[Word, ...], Field(min_length=2)]
+    finding: Word
+    input: InputSpec
+    fractions: tuple[Fraction, Fraction, Fraction] = (0.6, 0.2, 0.2)
+    epochs: Count = 30
+    steps_per_epoch: Count = 50
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64, 128)
+    blocks: Count = 2
+    loss_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    ranking_margin: Positive = 1.0
+    loss_gradient_until: Fraction = 0.6
+    flip: bool = True
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        for name in ("domains", "leave_out", "classes"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds one value twice")
+        if not set(self.leave_out) <= set(self.domains) or (self.leave_out and len(self.domains) < 2):
+            raise ValueError("only one of several domains can be left out")
+        if self.finding not in self.classes:
+            raise ValueError("the finding must be one of the classes")
+        if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
+            raise ValueError("fractions must be above 0 and sum to 1")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def without(self, domain: str) -> RunConfig:
+        """Return the config of the sibling that never sees ``domain``: the same recipe on the others."""
+        others = tuple(name for name in self.domains if name != domain)
+        return self.model_copy(update={"domains": others, "leave_out": ()})
+
+
+def make_config(**values: Any) -> RunConfig:
+    """Return a config, or refuse it.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid``, with the first field that is wrong.
+    """
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        raise Refusal("config_invalid", f"{where}: {first['msg']}.") from error
+
+
+def read_input_spec(file: Path) -> InputSpec:
+    """Read an :class:`InputSpec` from a JSON file.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if it cannot be read or a field is missing, unknown or out of range.
+    """
+    try:
+        return InputSpec.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise Refusal("config_invalid", f"The input specification cannot be read ({type(error).__name__}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise Refusal("config_invalid", f"Input specification, {where}: {first['msg']}.") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the installed libraries that decide weights, graph and figures."""
+    names = ("lightning", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "pillow", "scikit-learn", "torch")
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):  # exactly one of the two onnxruntimes is installed
+            found[name] = version(name)
+    return found
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of ``data``, as hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(file: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document whole or not at all; numbers that are not finite are refused with a ValueError."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def read_json(file: Path, missing: str) -> dict[str, Any]:
+    """Read a JSON document that an earlier command wrote.
+
+    Parameters
+    ----------
+    missing : str
+        What to do if it is not there, in a sentence.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if the file is missing or not a JSON object.
+    """
+    try:
+        document = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise Refusal("config_invalid", missing) from error
+    except (OSError, ValueError) as error:
+        raise Refusal("config_invalid", f"A report of the run cannot be read ({type(error).__name__}).") from error
+    if not isinstance(document, dict):
+        raise Refusal("config_invalid", "A report of the run is not a JSON object.")
+    return document
+
+
+class Run(BaseModel):
+    """``run.json``: the config with what it was applied to and by what.
+
+    ``data_sha256`` is the digest of the rows and images of the config's domains, ``trained_on`` the images and patients of
+    each domain's training split, ``command`` the command that made it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: RunConfig
+    data_sha256: str
+    trained_on: dict[str, tuple[int, int]]
+    command: str
+    versions: dict[str, str]
+
+
+def read_run(folder: Path) -> Run:
+    """Read ``run.json`` of a run.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if there is none or it does not validate.
+    """
+    document = read_json(folder / "run.json", "There is no run in this folder: train one first.")
+    try:
+        return Run.model_validate(document)
+    except ValidationError as error:
+        raise Refusal("config_invalid", "run.json of the run does not validate.") from error

@@ -1,0 +1,232 @@
+"""``overread evaluate``: measure the exported graph through the predictor that serves it, or check a released card."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from models.card import Calibration, Figure, ModelCard, OutputSpec, Triage
+from models.errors import Refusal
+from models.predictor import Graph, Predictor
+from models.triage import judge
+from training.calibrate import REPORT as CALIBRATION
+from training.classifier import sibling
+from training.config import RunConfig, read_json, read_run, sha256, write_json
+from training.data import ImageSet, Row, load_images, read_manifest
+from training.export import read_graph
+from training.metrics import METRICS, bootstrap
+
+REPORT = "evaluation.json"
+TOLERANCE = 1e-3
+SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity", "accuracy")
+UNKNOWN_SUBGROUPS = ("sex", "age")
+
+
+def columns(predictor: Predictor, images: ImageSet, size: int = 32) -> dict[str, NDArray[Any]]:
+    """Predict, and line up what the metrics need.
+
+    Returns
+    -------
+    dict of str to ndarray, each of shape (N,)
+        positive (the label is the finding), probability (of the finding), called (at or above the operating point), wrong
+        (called is not positive), confidence and correct (of the most probable class), true_loss (cross-entropy, nats),
+        predicted_loss, loss_score, entropy, domain_distance, review, refuse (the verdict of the card's defaults).
+    """
+    card = predictor.card
+    finding = card.output.findings[0]
+    tensors = images.tensors
+    found = [
+        prediction for start in range(0, len(tensors), size)
+        for prediction in predictor.predict_tensor(tensors[start : start + size])
+    ]  # fmt: skip
+    probabilities = np.array([list(prediction.probabilities.values()) for prediction in found])
+    probability = np.array([prediction.probabilities[finding.label] for prediction in found])
+    positive = images.labels == card.output.classes.index(finding.label)
+    called = probability >= finding.operating_point
+    verdicts = np.array([judge(prediction, card.triage).verdict for prediction in found])
+    own = probabilities[np.arange(len(found)), images.labels]
+    result: dict[str, NDArray[Any]] = {
+        "positive": positive, "probability": probability, "called": called, "wrong": called != positive,
+        "confidence": probabilities.max(axis=1), "correct": probabilities.argmax(axis=1) == images.labels,
+        "true_loss": -np.log(np.maximum(own, 1e-12)), "review": verdicts == "review", "refuse": verdicts == "refuse",
+    }  # fmt: skip
+    for name in ("predicted_loss", "loss_score", "entropy", "domain_distance"):
+        result[name] = np.array([getattr(prediction, name) for prediction in found])
+    return result
+
+
+def _figure(where: dict[str, str], metric: str, table: Mapping[str, NDArray[Any]], patients: Sequence[str]) -> dict[str, Any]:
+    value = METRICS[metric](table)
+    figure = where | {"metric": metric, "n": len(patients), "value": None, "low": None, "high": None, "note": ""}
+    if np.isnan(value):
+        return figure | {"note": "Not defined: only one class, or no error or nothing but errors, among these images."}
+    interval = bootstrap(METRICS[metric], table, patients)
+    if interval is None:
+        return figure | {"value": value, "note": "No interval: too few images of one kind to resample patients."}
+    return figure | {"value": value, "low": interval[0], "high": interval[1]}
+
+
+def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: str) -> list[Figure]:
+    """Return the figures of every domain among the rows, with subgroups by view where the manifest states it.
+
+    Parameters
+    ----------
+    table : mapping
+        Of :func:`columns`.
+    rows : sequence of Row
+        In the same order.
+    held_out : "patients" or "domain"
+    """
+    figures: list[dict[str, Any]] = []
+    for domain in sorted({row.domain for row in rows}):
+        chosen = [index for index, row in enumerate(rows) if row.domain == domain]
+        views = {f"view={rows[index].view or 'unknown'}" for index in chosen}
+        for subgroup in ["all", *sorted(views)]:
+            members = np.array([
+                index for index in chosen if subgroup in ("all", f"view={rows[index].view or 'unknown'}")
+            ])  # fmt: skip
+            part = {name: column[members] for name, column in table.items()}
+            patients = [rows[index].patient for index in members]
+            where = {"domain": domain, "held_out": held_out, "subgroup": subgroup}
+            metrics = METRICS if subgroup == "all" else SUBGROUP_METRICS
+            figures += [_figure(where, metric, part, patients) for metric in metrics]
+        for name in UNKNOWN_SUBGROUPS:
+            figures.append({
+                "domain": domain, "held_out": held_out, "subgroup": f"{name}=unknown", "metric": "auroc", "value": None,
+                "low": None, "high": None, "n": len(chosen), "note": f"The {name} of these patients is not known to us.",
+            })  # fmt: skip
+    return [Figure(**figure) for figure in figures]
+
+
+def draft(folder: Path) -> Predictor:
+    """Return the predictor of a run whose card is not written yet: its exported graph, with its calibration.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if the run is not exported or calibrated, or was exported again after it was calibrated.
+    """
+    graph = read_graph(folder)
+    report = read_json(folder / CALIBRATION, "The run has no calibration.json: overread calibrate writes it.")
+    if report.get("model_sha256") != sha256(graph):
+        raise Refusal("config_invalid", "The run was exported again after its calibration: calibrate it again.")
+    try:
+        parts: dict[str, Any] = {
+            "input": read_run(folder).config.input,
+            "calibration": Calibration.model_validate(report.get("calibration")),
+            "output": OutputSpec.model_validate(report.get("output")),
+            "triage": Triage.model_validate(report.get("triage")),
+        }
+    except ValidationError as error:
+        raise Refusal("config_invalid", "calibration.json of the run does not validate.") from error
+    # Not a card that could ship: only the parts that predicting needs.
+    return Predictor(ModelCard.model_construct(**parts), Graph(graph, threads=2), sha256(graph))
+
+
+def held_out_patients(predictor: Predictor, images: ImageSet, config: RunConfig) -> list[Figure]:
+    """Return the figures of the test split: domains seen in training, patients not."""
+    test = images.where("test", config)
+    return measure(columns(predictor, test), test.rows, "patients")
+
+
+def held_out_domains(folder: Path, images: ImageSet) -> list[Figure]:
+    """Return the figures of each domain left out, measured with the sibling that never saw it, on all its images."""
+    figures: list[Figure] = []
+    for domain in read_run(folder).config.leave_out:
+        chosen = [index for index, row in enumerate(images.rows) if row.domain == domain]
+        unseen = ImageSet(tuple(images.rows[index] for index in chosen), images.tensors[chosen])
+        figures += measure(columns(draft(sibling(folder, domain)), unseen), unseen.rows, "domain")
+    return figures
+
+
+def largest_gap(card: Sequence[Figure], measured: Sequence[Figure]) -> tuple[float, str]:
+    """Return the largest difference between the card's figures and those measured again, and where it lies.
+
+    Parameters
+    ----------
+    card : sequence of Figure
+        Those of the same ``held_out`` as are ``measured``.
+
+    Returns
+    -------
+    gap : float
+        Infinite where a figure is missing on either side or defined on only one.
+    where : str
+    """
+
+    def key(figure: Figure) -> str:
+        return f"{figure.metric}, {figure.domain}, {figure.subgroup}, held out: {figure.held_out}"
+
+    theirs, ours = ({key(figure): figure for figure in side} for side in (card, measured))
+    worst, where = 0.0, ""
+    for name in sorted(set(theirs) | set(ours)):
+        for field in ("value", "low", "high", "n"):
+            first, second = (getattr(side[name], field) if name in side else None for side in (theirs, ours))
+            both_absent = name in theirs and name in ours and first is None and second is None
+            gap = 0.0 if both_absent else float("inf") if first is None or second is None else abs(first - second)
+            if gap > worst:
+                worst, where = gap, name
+    return worst, where
+
+
+def _load(data: Path, config: RunConfig, expected: str) -> ImageSet:
+    manifest = read_manifest(data, config.domains, config.classes)
+    if manifest.sha256 != expected:
+        raise Refusal("data_invalid", "These are not the rows and images that the model was made from.")
+    return load_images(manifest.rows, config.input, "reading")
+
+
+def _show(figures: Sequence[Figure]) -> None:
+    for figure in figures:
+        if figure.subgroup == "all" and figure.value is not None:
+            interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.low is not None else "no interval"
+            print(f"{figure.domain:<20} held out: {figure.held_out:<9} {figure.metric:<28} {figure.value:.3f}  {interval}")
+
+
+def check_package(package: Path, data: Path, run: Path | None) -> int:
+    """Measure a released package again; return 0 if the card's figures hold within 0.001, else 1."""
+    predictor = Predictor.load(package, threads=2)
+    card = predictor.card
+    config = RunConfig.model_validate(card.training.config)
+    images = _load(data, config, card.training.data_sha256)
+    figures = held_out_patients(predictor, images, config)
+    if run is not None:
+        figures += held_out_domains(run, images)
+    kinds = {figure.held_out for figure in figures}
+    _show(figures)
+    gap, where = largest_gap([figure for figure in card.evaluation if figure.held_out in kinds], figures)
+    held = gap <= TOLERANCE
+    print(
+        f"largest difference from the card: {gap:.1e}" + (f" ({where})" if where else "") + (": holds" if held else ": DIFFERS")
+    )
+    return 0 if held else 1
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread evaluate``; returns 0, or 1 if a released card's figures are not found again."""
+    parser = argparse.ArgumentParser(
+        prog="overread evaluate",
+        description="Measure a calibrated run on the test split and each domain left out, and write evaluation.json; or, given a "
+        "released model package, measure it again and compare with its card.",
+        epilog="example: overread evaluate models/zoo/cxr-pneumonia --data cxr",
+    )
+    parser.add_argument("target", type=Path, metavar="RUN|PACKAGE", help="folder of a run, or of a model package")
+    parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
+    parser.add_argument("--run", type=Path, help="with a package: its run, to measure the domains left out too")
+    options = parser.parse_args(argv)
+    if (options.target / "card.json").exists():
+        return check_package(options.target, options.data, options.run)
+    run = read_run(options.target)
+    predictor = draft(options.target)
+    images = _load(options.data, run.config, run.data_sha256)
+    figures = held_out_patients(predictor, images, run.config) + held_out_domains(options.target, images)
+    _show(figures)
+    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256((options.target / CALIBRATION).read_bytes())}
+    write_json(options.target / REPORT, report | {"figures": [figure.model_dump(mode="json") for figure in figures]})
+    return 0

@@ -1,0 +1,209 @@
+"""``overread export``: a finished run becomes ``model.onnx``, with the domain distance fitted and folded in."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+
+from models.card import GRAPH_INPUT, GRAPH_OUTPUTS
+from models.errors import Refusal
+from models.networks.classifier import Classifier
+from models.networks.domain_distance import DomainDistance, stage_statistics
+from models.networks.loss_prediction import LossPrediction
+from models.predictor import Graph
+from training.classifier import load_weights, sibling
+from training.config import RunConfig, read_run
+from training.data import ImageSet, load_images, read_manifest
+
+GRAPH = "model.onnx"
+TOLERANCE = 1e-4
+BATCHES = (1, 3, 8)
+
+
+class ServedClassifier(nn.Module):
+    """Everything that is served, in one pass: see :data:`models.card.GRAPH_OUTPUTS`."""
+
+    def __init__(self, classifier: Classifier, loss_prediction: LossPrediction, distance: DomainDistance) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.loss_prediction = loss_prediction
+        self.distance = distance
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return logits (N, K), features (N, D), loss score (N,), domain distance (N,) and heatmap (N, K, h, w)."""
+        maps = self.classifier.stage_maps(image)
+        features = self.classifier.pool(maps)
+        distance = self.distance(stage_statistics(maps))
+        return self.classifier.classify(features), features, self.loss_prediction(maps), distance, self.classifier.heatmap(maps)
+
+
+def fit_distance(statistics: NDArray[np.float32], domains: Sequence[str]) -> DomainDistance:
+    """Fit the distance to training images.
+
+    Parameters
+    ----------
+    statistics : ndarray, float32, shape (N, S)
+        Of :func:`models.networks.domain_distance.stage_statistics`.
+    domains : sequence of str
+        Domain of each image.
+
+    Notes
+    -----
+    The covariance is the mean of the domains' own (Ledoit-Wolf shrunk, after scaling to unit variance), so that a domain
+    with many images does not decide alone what is usual. It is whitened by its Cholesky factor: W^T W is its inverse.
+    """
+    values = statistics.astype(np.float64)
+    names = sorted(set(domains))
+    members = [values[[index for index, domain in enumerate(domains) if domain == name]] for name in names]
+    scale = np.sqrt(np.mean([part.var(axis=0) for part in members], axis=0)) + 1e-6
+    covariance = np.mean([LedoitWolf().fit((part - part.mean(axis=0)) / scale).covariance_ for part in members], axis=0)
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance)) / scale
+    centres = np.stack([whitening @ part.mean(axis=0) for part in members])
+    return DomainDistance(torch.from_numpy(whitening.astype(np.float32)), torch.from_numpy(centres.astype(np.float32)))
+
+
+@torch.no_grad()
+def build(folder: Path, images: ImageSet) -> ServedClassifier:
+    """Return the module to export.
+
+    Parameters
+    ----------
+    folder : Path
+        A finished run.
+    images : ImageSet
+        Its training split, on which the domain distance is fitted, without augmentation.
+    """
+    trained = load_weights(folder)
+    parts = [
+        stage_statistics(trained.classifier.stage_maps(torch.from_numpy(images.tensors[start : start + 64])))
+        for start in range(0, len(images.rows), 64)
+    ]
+    distance = fit_distance(torch.cat(parts).numpy(), [row.domain for row in images.rows])
+    return ServedClassifier(trained.classifier, trained.loss_prediction, distance).eval()
+
+
+def to_onnx(served: ServedClassifier, config: RunConfig) -> bytes:
+    """Return the ONNX graph: names of :mod:`models.card`, any batch size, all weights inside."""
+    example = torch.zeros(2, config.input.channels, config.input.height, config.input.width)
+    stream = io.BytesIO()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations, which nobody here can act on
+        program = torch.onnx.export(
+            served, (example,), dynamo=True, verbose=False, input_names=[GRAPH_INPUT], output_names=list(GRAPH_OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
+        )  # fmt: skip
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    model = program.model_proto
+    onnx.checker.check_model(model)
+    stream.write(model.SerializeToString())
+    return stream.getvalue()
+
+
+@torch.no_grad()
+def largest_difference(served: ServedClassifier, graph: Graph, tensors: NDArray[np.float32]) -> float:
+    """Return the largest absolute difference of any output between torch and onnxruntime, over batches of 1, 3 and 8.
+
+    Parameters
+    ----------
+    tensors : ndarray, float32, shape (N, C, H, W)
+        Real images, at least 8.
+    """
+    worst = 0.0
+    for size in BATCHES:
+        for start in range(0, len(tensors) - size + 1, size):
+            batch = tensors[start : start + size]
+            raw = graph.run(batch)
+            for name, expected in zip(GRAPH_OUTPUTS, served(torch.from_numpy(batch)), strict=True):
+                worst = max(worst, float(np.abs(getattr(raw, name) - expected.numpy()).max()))
+    return worst
+
+
+def export(folder: Path, images: ImageSet) -> tuple[int, float]:
+    """Write ``model.onnx`` of one run, unless it disagrees with torch.
+
+    Returns
+    -------
+    size : int, bytes
+    difference : float
+        See :func:`largest_difference`, on 48 images of the calibration split.
+
+    Raises
+    ------
+    Refusal
+        ``model_output_invalid`` if the difference is above 1e-4, or not a number.
+    """
+    config = read_run(folder).config
+    served = build(folder, images.where("train", config))
+    graph = to_onnx(served, config)
+    difference = largest_difference(served, Graph(graph), images.where("calibration", config).tensors[:48])
+    if not difference <= TOLERANCE:
+        raise Refusal("model_output_invalid", f"The exported graph differs from torch by {difference:.1e}; nothing was written.")
+    part = folder / (GRAPH + ".part")
+    part.write_bytes(graph)
+    part.replace(folder / GRAPH)
+    return len(graph), difference
+
+
+def read_graph(folder: Path) -> bytes:
+    """Return ``model.onnx`` of a run.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if it was not exported.
+    """
+    try:
+        return (folder / GRAPH).read_bytes()
+    except OSError as error:
+        raise Refusal("config_invalid", "The run has no model.onnx: overread export writes it.") from error
+
+
+def load_run_images(folder: Path, data: Path) -> ImageSet:
+    """Return the images of a run, after checking that they are those it was trained on.
+
+    Raises
+    ------
+    Refusal
+        ``data_invalid`` if they are not.
+    """
+    run = read_run(folder)
+    manifest = read_manifest(data, run.config.domains, run.config.classes)
+    if manifest.sha256 != run.data_sha256:
+        raise Refusal("data_invalid", "These are not the rows and images that the run was trained on.")
+    return load_images(manifest.rows, run.config.input, "reading")
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folder of a run and those of its siblings."""
+    return [folder, *(sibling(folder, domain) for domain in read_run(folder).config.leave_out)]
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread export``; returns 0."""
+    parser = argparse.ArgumentParser(
+        prog="overread export",
+        description="Write model.onnx of a finished run and of its siblings: fit the domain distance on the training split, "
+        "fold it in, and compare torch with onnxruntime on real images.",
+        epilog="example: overread export runs/cxr --data cxr",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
+    options = parser.parse_args(argv)
+    images = load_run_images(options.run, options.data)
+    for folder in run_folders(options.run):
+        size, difference = export(folder, images)
+        print(f"{folder / GRAPH}: {size / 1e6:.2f} MB, differs from torch by {difference:.1e} at most")
+    return 0

@@ -1,0 +1,187 @@
+"""``overread release``: from the reports of a run to a model package, once."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.card import Figure, IntendedUse, ModelCard, Source, card_bytes, read_package
+from models.errors import Refusal
+from training.calibrate import REPORT as CALIBRATION
+from training.config import Run, read_json, read_run, sha256
+from training.evaluate import REPORT as EVALUATION
+from training.export import read_graph
+
+
+class Credit(BaseModel):
+    """Licence, credit and link of one data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    licence: str
+    credit: str
+    link: str
+
+
+class About(BaseModel):
+    """What only people know: for whom the model is meant, and where its images come from, a domain each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    intended_use: IntendedUse
+    sources: dict[str, Credit]
+
+
+def read_about(file: Path) -> About:
+    """Read an :class:`About` document.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if it cannot be read or lacks a field, or a text in it is empty.
+    """
+    try:
+        about = About.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise Refusal("config_invalid", f"The document about the model cannot be read ({type(error).__name__}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise Refusal("config_invalid", f"About the model, {where}: {first['msg']}.") from error
+    texts = [
+        *about.intended_use.model_dump().values(),
+        *(text for each in about.sources.values() for text in each.model_dump().values()),
+    ]
+    if not all(text.strip() for text in texts):
+        raise Refusal("config_invalid", "About the model: a text is empty.")
+    return about
+
+
+def _sources(run: Run, about: About) -> tuple[Source, ...]:
+    sources = []
+    for domain, (images, patients) in run.trained_on.items():
+        if domain not in about.sources:
+            raise Refusal("config_invalid", f"Licence, credit and link of the domain {domain} are missing.")
+        sources.append(Source(domain=domain, images=images, patients=patients, **about.sources[domain].model_dump()))
+    return tuple(sources)
+
+
+def _figures(folder: Path, run: Run, model_sha256: str) -> tuple[Figure, ...]:
+    report = read_json(folder / EVALUATION, "The run has no evaluation.json: overread evaluate writes it.")
+    if report.get("model_sha256") != model_sha256:
+        raise Refusal("config_invalid", "The evaluation is of another export: evaluate again.")
+    if report.get("calibration_sha256") != sha256((folder / CALIBRATION).read_bytes()):
+        raise Refusal("config_invalid", "The evaluation is of another calibration: evaluate again.")
+    try:
+        figures = tuple(Figure.model_validate(figure) for figure in report.get("figures", ()))
+    except ValidationError as error:
+        raise Refusal("config_invalid", "evaluation.json of the run does not validate.") from error
+    measured = {(figure.domain, figure.held_out) for figure in figures if figure.metric == "auroc" and figure.subgroup == "all"}
+    for domain in run.config.domains:
+        for held_out in ("patients", "domain") if len(run.config.domains) > 1 else ("patients",):
+            if (domain, held_out) not in measured:
+                raise Refusal("config_invalid", f"No figure for the domain {domain}, held out: {held_out}.")
+    return figures
+
+
+def make_card(folder: Path, name: str, version: str, about: About) -> tuple[ModelCard, bytes]:
+    """Put the card together from the reports.
+
+    Returns
+    -------
+    card : ModelCard
+    graph : bytes
+        ``model.onnx``.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` on any gap: a report that is missing, incomplete, or of another file.
+    """
+    run, graph = read_run(folder), read_graph(folder)
+    digest = sha256(graph)
+    calibration = read_json(folder / CALIBRATION, "The run has no calibration.json: overread calibrate writes it.")
+    if calibration.get("model_sha256") != digest:
+        raise Refusal("config_invalid", "The calibration is of another export: calibrate again.")
+    document: dict[str, Any] = {
+        "schema_version": 1, "name": name, "version": version, "task": "classification",
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "model_sha256": digest, "card_sha256": "0" * 64,
+        "input": run.config.input, "intended_use": about.intended_use, "evaluation": _figures(folder, run, digest),
+        "training": {
+            "command": run.command, "seed": run.config.seed, "data_sha256": run.data_sha256, "sources": _sources(run, about),
+            "config": run.config.model_dump(mode="json"), "versions": run.versions,
+        },
+        **{part: calibration.get(part) for part in ("output", "calibration", "triage")},
+    }  # fmt: skip
+    try:
+        return ModelCard.model_validate(document), graph
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Refusal("config_invalid", f"The card's field {where}: {first['msg']}.") from error
+
+
+def release(card: ModelCard, graph: bytes, package: Path) -> bool:
+    """Write a model package, unless there is one.
+
+    Returns
+    -------
+    bool
+        False if the same release is there already.
+
+    Raises
+    ------
+    Refusal
+        ``output_exists`` if another release with this version, or a later one, is there; ``package_invalid`` if what is there is
+        no package.
+    """
+    if package.exists():
+        there = read_package(package)[0]
+        same = there.model_copy(update={"created": card.created})
+        if card_bytes(same) == card_bytes(card):
+            return False
+        if _order(card.version) <= _order(there.version):
+            raise Refusal("output_exists", f"Version {there.version} is there and is another release: give a higher --version.")
+    package.parent.mkdir(parents=True, exist_ok=True)
+    part = package.with_name(f".{package.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    (part / "model.onnx").write_bytes(graph)
+    (part / "card.json").write_bytes(card_bytes(card))
+    read_package(part)  # what is put in place has been read back
+    if package.exists():
+        shutil.rmtree(package)
+    part.rename(package)
+    return True
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread release``; returns 0."""
+    parser = argparse.ArgumentParser(
+        prog="overread release",
+        description="Write the model package, model.onnx and card.json, from the reports of a run. Any gap is refused.",
+        epilog="example: overread release runs/cxr --name cxr-pneumonia --version 1.0.0 "
+        "--about training/specs/cxr-pneumonia.json --out models/zoo",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run, evaluated")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--version", required=True, help="such as 1.0.0; a higher one replaces what is there")
+    parser.add_argument(
+        "--about", type=Path, required=True, help="JSON file: intended use, and the sources' licences and credits"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the package becomes a folder in this one")
+    options = parser.parse_args(argv)
+    card, graph = make_card(options.run, options.name, options.version, read_about(options.about))
+    package = options.out / options.name
+    written = release(card, graph, package)
+    print(f"{package}: version {card.version} " + ("written" if written else "is there already; nothing to do"))
+    return 0
