@@ -134,8 +134,8 @@ def test_no_other_distribution_owns_the_names() -> None:
 
 
 def test_nothing_happens_at_import() -> None:
-    code = (
-        "import gdcm, os, sys, threading; before = dict(os.environ); import service.api, service.analysis;"  # gdcm sets a variable
+    code = (  # gdcm, which DICOM decoding needs, sets a variable when imported: it is imported first
+        "import gdcm, os, sys, threading; before = dict(os.environ); import service.api, service.analysis;"
         "print(threading.active_count(), before == dict(os.environ), 'prometheus_client' in sys.modules, 'torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
