@@ -150,7 +150,7 @@ def _find_pixel_data(source: BinaryIO, syntax: Syntax) -> tuple[bytes, int]:
     order = ">" if syntax.big_endian else "<"
     while True:
         head = source.read(8)
-        if len(head) < 8:
+        if not head:
             raise Refusal("no_pixel_data")
         group, element = struct.unpack_from(order + "HH", head)
         vr = b"" if syntax.implicit else head[4:6]
@@ -165,8 +165,10 @@ def _find_pixel_data(source: BinaryIO, syntax: Syntax) -> tuple[bytes, int]:
             return vr, length
         if (group, element) in ((0x7FE0, 0x0008), (0x7FE0, 0x0009)):
             raise Refusal("unsupported_transfer_syntax", "Pixel data of floating-point numbers is not read here.")
-        if group != 0x7FE0 or length == _UNDEFINED:
+        if group in (0xFFFA, 0xFFFC):  # signatures and padding, which come last
             raise Refusal("no_pixel_data")
+        if group != 0x7FE0 or length == _UNDEFINED:
+            raise Refusal("not_decodable", "The data set is damaged before its pixel data.")
         source.seek(length, 1)
 
 

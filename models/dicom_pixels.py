@@ -1,7 +1,8 @@
 """Stored pixel data -> array, one decoder a transfer syntax, each checked against the image header first.
 
-The codecs are chosen for releasing the GIL and for size checks of their own: imagecodecs' libjpeg-turbo (JPEG lossless and 12
-bit), CharLS, OpenJPEG (all of a JPEG 2000) and OpenJPH (HTJ2K); Pillow where less than the whole image is decoded.
+The codecs are chosen for speed and for releasing the GIL: imagecodecs' libjpeg-turbo (JPEG lossless and 12 bit), CharLS and
+OpenJPEG; Pillow where less than the whole image is decoded. imagecodecs' OpenJPH would decode HTJ2K faster, but swallows
+errors within a codestream, and wraps values that overshoot at a lower resolution.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def _native(data: bytes, syntax: Syntax, header: PixelHeader) -> NDArray[Any]:
 
 def _rle(data: bytes, header: PixelHeader) -> NDArray[Any]:
     check_rle(data, header.samples * header.allocated // 8)
-    decoded = imagecodecs.dicomrle_decode(data, header.dtype.newbyteorder("<"))
+    # The output's size is given, so that a bomb cannot unfold
+    decoded = imagecodecs.dicomrle_decode(data, header.dtype.newbyteorder("<"), out=header.native_bytes)
     if len(decoded) != header.native_bytes:
         raise Refusal("inconsistent_image", "The RLE data decodes to another size than the header says.")
     stored = np.frombuffer(decoded, header.dtype)
@@ -196,7 +198,9 @@ def _check_codestream(stream: Codestream, syntax: Syntax, header: PixelHeader) -
         raise Refusal("inconsistent_image", "The compressed pixel data has another size than the header says.")
     if stream.components != header.samples:
         raise Refusal("inconsistent_image", "The compressed pixel data has another number of samples than the header says.")
-    if not header.stored <= stream.precision <= header.allocated:
+    # Lossless codestreams may leave bits unused, if the values do
+    exact = stream.family == "jpeg" and not stream.lossless
+    if not header.stored <= stream.precision <= (header.stored if exact else header.allocated):
         raise Refusal("inconsistent_image", "The compressed pixel data has another precision than the header says.")
     if stream.family == "jpeg2000" and stream.signed != header.signed:
         raise Refusal("inconsistent_image", "The compressed pixel data and the header disagree on signed values.")
@@ -240,22 +244,14 @@ def _jpeg2000(
     reduction = 0
     # Values above BitsStored can only be told at full resolution, so an over-precise codestream is decoded whole. Pillow,
     # which alone decodes less of a JPEG 2000, cuts colour of more than 8 bits, and knows no grey of more than 16
-    depth = 8 if header.samples == 3 and stream.process == 0 else 16
+    depth = 8 if header.samples == 3 else 16
     if target is not None and stream.precision == header.stored <= depth:
         spare = min(header.rows // (2 * target[0]), header.columns // (2 * target[1]))
         reduction = min(stream.levels, max(spare, 1).bit_length() - 1)
     if header.rows * header.columns * header.samples >> 2 * reduction > limits.max_wavelet_pixels:
         raise Refusal("image_too_large", "The JPEG 2000 image has more pixels than the limit.")
-    if stream.process == 1:
-        pixels: NDArray[Any] = imagecodecs.htj2k_decode(data, skipres=reduction)
-    elif reduction == 0:
-        pixels = imagecodecs.jpeg2k_decode(data)
-    else:
-        pixels = _reduced_jpeg2000(data, stream, header, reduction)
-    return _aligned(pixels, header, reduction) if reduction else (pixels, None)
-
-
-def _reduced_jpeg2000(data: bytes, stream: Codestream, header: PixelHeader, reduction: int) -> NDArray[Any]:
+    if reduction == 0:
+        return imagecodecs.jpeg2k_decode(data), None
     source = Jpeg2KImageFile(io.BytesIO(data))
     source.reduce = reduction  # the plugin's attribute, read by load()
     # load() divides the size and rounds it to the nearest, where the decoder rounds up: a multiple leaves nothing to round
@@ -264,7 +260,7 @@ def _reduced_jpeg2000(data: bytes, stream: Codestream, header: PixelHeader, redu
     pixels = np.asarray(source)
     # Pillow makes the values unsigned and scales them to fill 8 or 16 bits: undone here, exactly, by shifting back
     pixels = pixels >> (pixels.dtype.itemsize * 8 - stream.precision)
-    return pixels.astype(np.int32) - (1 << stream.precision - 1) if stream.signed else pixels
+    return _aligned(pixels.astype(np.int32) - (1 << stream.precision - 1) if stream.signed else pixels, header, reduction)
 
 
 def _aligned(pixels: NDArray[Any], header: PixelHeader, reduction: int) -> tuple[NDArray[Any], Extent]:

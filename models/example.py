@@ -1,0 +1,114 @@
+"""``overread example``: a drawn chest phantom as a DICOM file, so that there is something to send on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFilter
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+
+ROWS, COLUMNS, SPACING_MM = 1024, 1024, 0.35
+UID_ROOT = "2.25.32768165408370120437106497430681130"
+"""Under 2.25, where anyone may make a UID from a UUID; fixed, so that the file's bytes are."""
+FILE_NAME = "chest-phantom.dcm"
+
+
+def draw_chest() -> NDArray[np.uint16]:
+    """Draw a frontal chest in the manner of a radiograph.
+
+    Returns
+    -------
+    (ROWS, COLUMNS) uint16, 0 to 4095
+        Bright where X-rays are absorbed: spine, heart, ribs; dark lungs and air.
+    """
+    attenuation = np.zeros((ROWS, COLUMNS), np.float32)
+
+    def add(shapes: list[list[float]], strength: float, blur: float, *, arcs: bool = False) -> None:
+        layer = Pillow.new("L", (COLUMNS, ROWS), 0)
+        pen = ImageDraw.Draw(layer)
+        for left, top, right, bottom, *angles in shapes:
+            box = (left, top, right, bottom)
+            if arcs:
+                pen.arc(box, angles[0], angles[1], fill=255, width=14)
+            else:
+                pen.ellipse(box, fill=255)
+        soft = layer.filter(ImageFilter.GaussianBlur(blur))
+        np.add(attenuation, np.asarray(soft, np.float32) * (strength / 255), out=attenuation)
+
+    add([[60, 60, 964, 1400]], 1.6, 25)  # trunk
+    add([[-100, 180, 330, 700], [694, 180, 1124, 700]], 0.5, 30)  # shoulders
+    add([[380, -160, 644, 260]], 1.2, 20)  # neck
+    add([[190, 170, 480, 800], [544, 170, 834, 780]], -1.2, 14)  # lungs
+    add([[430, 440, 730, 800]], 0.8, 16)  # heart, to the image's right
+    add([[150, 720, 520, 1100], [504, 750, 900, 1100]], 0.7, 10)  # domes of the diaphragm
+    add([[478, -40, 546, 1200]], 0.6, 6)  # spine
+    for row in range(9):
+        top = 130 + 68 * row
+        add([[130, top, 500, top + 210, 190, 345], [524, top, 894, top + 210, 195, 350]], 0.28, 2, arcs=True)
+    add([[170, 110, 500, 260, 200, 330], [524, 110, 854, 260, 210, 340]], 0.4, 2, arcs=True)  # clavicles
+    transmitted = np.exp(-np.clip(attenuation, 0, None))
+    noise = np.random.Generator(np.random.PCG64(7)).normal(0, 0.006, transmitted.shape)
+    return np.clip(np.rint(3900 * (1 - transmitted + noise)), 0, 4095).astype(np.uint16)
+
+
+def chest_phantom() -> bytes:
+    """Return a Digital X-Ray object with the drawn chest: fictitious patient, 12 of 16 bits, the same bytes each time."""
+    pixels = draw_chest()
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = UID(UID_ROOT + ".3")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(UID_ROOT + ".9")
+    meta.ImplementationVersionName = "OVERREAD"
+    image = Dataset()
+    image.file_meta = meta
+    image.SOPClassUID = meta.MediaStorageSOPClassUID
+    image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    image.StudyInstanceUID, image.SeriesInstanceUID = UID(UID_ROOT + ".1"), UID(UID_ROOT + ".2")
+    image.StudyDate = image.ContentDate = image.AcquisitionDate = "20240102"
+    image.StudyTime = image.ContentTime = image.AcquisitionTime = "120000"
+    image.PatientName, image.PatientID = "Phantom^Drawn", "PHANTOM-1"
+    image.PatientBirthDate, image.PatientSex, image.PatientAge = "19640102", "O", "060Y"
+    image.AccessionNumber = image.ReferringPhysicianName = image.StudyID = ""
+    image.Manufacturer = "Overread"
+    image.Modality, image.SeriesNumber, image.InstanceNumber = "DX", 1, 1
+    image.PresentationIntentType = "FOR PRESENTATION"
+    image.BodyPartExamined, image.ViewPosition, image.PatientOrientation = "CHEST", "PA", ["L", "F"]
+    image.ImageLaterality, image.ImageType = "U", ["DERIVED", "PRIMARY"]
+    image.DerivationDescription = "Drawn, not acquired"
+    image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
+    image.PixelIntensityRelationship, image.PixelIntensityRelationshipSign = "LOG", 1
+    image.AcquisitionContextSequence = []
+    image.PhotometricInterpretation, image.SamplesPerPixel = "MONOCHROME2", 1
+    image.Rows, image.Columns = ROWS, COLUMNS
+    image.PixelSpacing = image.ImagerPixelSpacing = [SPACING_MM, SPACING_MM]
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+    image.RescaleIntercept, image.RescaleSlope, image.RescaleType = 0, 1, "US"
+    image.PresentationLUTShape, image.WindowCenter, image.WindowWidth = "IDENTITY", 2048, 4096
+    chest, view = Dataset(), Dataset()
+    chest.CodeValue, chest.CodingSchemeDesignator, chest.CodeMeaning = "51185008", "SCT", "Chest"
+    view.CodeValue, view.CodingSchemeDesignator, view.CodeMeaning = "272479007", "SCT", "postero-anterior"
+    view.ViewModifierCodeSequence = []
+    image.AnatomicRegionSequence, image.ViewCodeSequence = [chest], [view]
+    image.PixelData = pixels.astype("<u2").tobytes()
+    file = io.BytesIO()
+    image.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def main(argv: list[str]) -> int:
+    """Write the phantom to ``--out`` (default: the working directory) and print its path."""
+    parser = argparse.ArgumentParser(prog="overread example", description="Write a drawn chest phantom as a DICOM file.")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder to write to")
+    folder = parser.parse_args(argv).out
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    path.write_bytes(chest_phantom())
+    print(path)
+    return 0
