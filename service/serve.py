@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
+from models.example import FILE_NAME, chest_phantom
 from models.predictor import Predictor
 from service.access import Access, check_bind
 from service.settings import child_environment, read_settings
 
 GRACE_SECONDS = 25
+
+
+def _write_example(state: Path) -> Path:
+    """Write the drawn phantom, so that the line printed at the start works as it stands, on a machine without any scan."""
+    folder = state / "example"
+    folder.mkdir(parents=True, exist_ok=True)
+    scan = folder / FILE_NAME
+    scan.write_bytes(chest_phantom())
+    return scan.absolute()
 
 
 def main(argv: list[str]) -> int:
@@ -37,12 +48,11 @@ def main(argv: list[str]) -> int:
         Predictor.load(folder)
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"
-    example = settings.state / "example"
+    scan = _write_example(settings.state)
     print(
-        f"overread: serving on {url} (documentation at {url}/)\n"
+        f"overread: serving on {url} (documentation at {url}/), state in {settings.state}\n"
         f"overread: try, in another terminal:\n"
-        f"  overread example --out {example}\n"
-        f"  curl -s -H 'Content-Type: application/dicom' --data-binary @{example}/chest-phantom.dcm {url}/v1/predict",
+        f"  curl -s -H 'Content-Type: application/dicom' --data-binary @{shlex.quote(str(scan))} {url}/v1/predict",
         flush=True,
     )
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Overread", "--host", host, "--port", str(options.port)]

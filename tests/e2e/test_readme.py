@@ -1,0 +1,76 @@
+"""The README's commands work as printed, against a live server with the shipped model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Server
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+URL = "http://127.0.0.1:3000"
+MODEL = ROOT / "models" / "zoo" / "cxr-pneumonia"
+
+
+@pytest.fixture(scope="module")
+def live(start_server: Callable[..., Server]) -> Server:
+    return start_server(MODEL)
+
+
+def run(block: str, live: Server, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a block in ``folder`` as a newcomer's shell would, but for the port."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OVERREAD_STATE": str(folder / "state")}
+    script = "set -euo pipefail\n" + block.replace(URL, live.url)
+    return subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    targets = re.findall(r"^make (\w+)", BLOCKS[0], re.MULTILINE)
+    assert targets == ["serve", "test"]
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_make_targets_exist() -> None:
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, target
+
+
+def test_every_block_runs(live: Server, tmp_path: Path) -> None:
+    shown = {}
+    for block in BLOCKS[1:]:
+        if "overread train" in block:
+            continue  # the training commands are run on drawn images in tests/training
+        done = run(block, live, tmp_path)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        shown[block.split()[1]] = done.stdout
+    answer = json.loads(shown["example"].splitlines()[-1])
+    assert answer["model"]["name"] == "cxr-pneumonia"
+    assert answer["verdict"] != "accept"
+    assert answer["reasons"]
+    assert "overread_requests_total" in shown["-s"]
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert row["verdict"] == answer["verdict"]
+    assert float(row["predicted_loss"]) == pytest.approx(answer["predicted_loss"], abs=1e-6)
+
+
+def test_a_wrong_block_is_seen(live: Server, tmp_path: Path) -> None:
+    assert run(f"curl -sf {URL}/v1/nothing", live, tmp_path).returncode != 0
+
+
+def test_the_line_printed_at_the_start_works(live: Server, tmp_path: Path) -> None:
+    (line,) = [line for line in live.log.read_text().splitlines() if line.startswith("  curl ")]
+    answer = json.loads(run(line, live, tmp_path).stdout)
+    assert answer["findings"][0]["label"] == "pneumonia"
