@@ -34,11 +34,11 @@ class Settings(BaseModel):
     queue: Annotated[int, Field(ge=0, le=10_000)] = Field(
         32, description="Images that may wait in one worker; more are answered 503 at once."
     )
-    deadline_seconds: Annotated[float, Field(gt=0)] = Field(
+    deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         30.0, description="Longest wait in the queue; after it the answer is 503 without work done."
     )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(64 * 1024 * 1024, description="Largest request body; larger is 413.")
-    body_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+    body_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         30.0, description="Longest time a client may take to send a body; after it the answer is 408."
     )
     rate_limit_per_minute: Annotated[int, Field(ge=0)] = Field(
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     review_domain_percentile: Percentile | None = Field(
         None, description="Review from this percentile of domain distance on, instead of the card's."
     )
-    refuse_domain_distance: Annotated[float, Field(gt=0)] | None = Field(
+    refuse_domain_distance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Refuse beyond this domain distance, instead of the card's."
     )
 
@@ -112,7 +112,8 @@ def child_environment(state: Path, workers: int) -> dict[str, str]:
     """Return the environment in which ``bentoml serve`` is started: no tracking, no proxies, its files under ``state``."""
     environment = {name: value for name, value in os.environ.items() if name not in PROXIES}
     home = state / "bentoml"
-    home.mkdir(parents=True, exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)  # the mode is the last folder's only, so this comes first
+    home.mkdir(exist_ok=True)
     return environment | {
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(home),

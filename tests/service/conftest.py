@@ -1,0 +1,79 @@
+"""A site in this process, and a client that calls its ASGI application without a network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.access import add_token
+from service.analysis import Site
+from service.api import Api
+from service.settings import Settings
+
+
+@dataclass
+class Caller:
+    """Sends requests to the ASGI application of a site."""
+
+    api: Api
+    base_url: str
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.api)
+            async with httpx.AsyncClient(transport=transport, base_url=self.base_url) as client:
+                return await client.request(method, url, **options)
+
+        return asyncio.run(send())
+
+    def get(self, url: str, **options: Any) -> httpx.Response:
+        return self.request("GET", url, **options)
+
+    def predict(self, body: bytes, media_type: str = "image/png", query: str = "", **headers: str) -> httpx.Response:
+        return self.request("POST", f"/v1/predict{query}", content=body, headers={"content-type": media_type} | headers)
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, package: Path) -> Iterator[Callable[..., Site]]:
+    """Return a function that builds a site: ``make_site(**settings)``."""
+    sites: list[Site] = []
+
+    def make(**settings: Any) -> Site:
+        chosen = {"state": tmp_path / "state", "models": (package,), "threads": 1} | settings
+        sites.append(Site(Settings.model_validate(chosen)))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, str]:
+    """A token of each role, for the state folder that ``make_site`` uses."""
+    file = tmp_path / "state" / "tokens.json"
+    return {role: add_token(file, role, role) for role in ("device", "annotator", "operator")}
+
+
+@pytest.fixture
+def connect() -> Callable[..., Caller]:
+    """Return a function that gives a caller of a site: ``connect(site, base_url)``."""
+
+    def connect(site: Site | None, base_url: str = "http://127.0.0.1:3000") -> Caller:
+        api = Api()
+        api.site = site
+        return Caller(api, base_url)
+
+    return connect
+
+
+@pytest.fixture
+def client(make_site: Callable[..., Site], connect: Callable[..., Caller]) -> Caller:
+    """A caller of an open site on loopback."""
+    return connect(make_site())
