@@ -27,7 +27,8 @@ def draw_chest() -> NDArray[np.uint16]:
     (ROWS, COLUMNS) uint16, 0 to 4095
         Bright where X-rays are absorbed: spine, heart, ribs; dark lungs and air.
     """
-    attenuation = np.zeros((ROWS, COLUMNS), np.float32)
+    # float64: the last bit of exp() depends on the processor, and must not reach the rounded pixels
+    attenuation = np.zeros((ROWS, COLUMNS))
 
     def add(shapes: list[list[float]], strength: float, blur: float, *, arcs: bool = False) -> None:
         layer = Pillow.new("L", (COLUMNS, ROWS), 0)
@@ -39,7 +40,7 @@ def draw_chest() -> NDArray[np.uint16]:
             else:
                 pen.ellipse(box, fill=255)
         soft = layer.filter(ImageFilter.GaussianBlur(blur))
-        np.add(attenuation, np.asarray(soft, np.float32) * (strength / 255), out=attenuation)
+        np.add(attenuation, np.asarray(soft, np.float64) * (strength / 255), out=attenuation)
 
     add([[60, 60, 964, 1400]], 1.6, 25)  # trunk
     add([[-100, 180, 330, 700], [694, 180, 1124, 700]], 0.5, 30)  # shoulders

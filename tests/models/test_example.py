@@ -14,7 +14,7 @@ from models.example import FILE_NAME, chest_phantom, main
 from models.imaging import read_image
 from models.preprocess import check_accepted
 
-SHA256 = "18ecef306bdec168730d35caa86437b02bccc995dc900e14b255bc946a36172d"
+SHA256 = "74f58f3ffed82595fddebbcea0d08160b8ce989022fd492b68fae6f375e82aed"
 
 
 def test_it_is_a_valid_frontal_chest_x_ray() -> None:
