@@ -6,30 +6,24 @@ import argparse
 import math
 import shlex
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
 from models.errors import Refusal
 from models.networks.classifier import Classifier
 from models.networks.loss_prediction import LossPrediction
 from training.augmentation import augment
 from training.config import Run, RunConfig, make_config, read_input_spec, read_run, versions, write_json
-from training.data import BalancedBatches, ImageSet, Manifest, check_splits, load_images, read_manifest, split_of
+from training.data import Manifest, check_splits, load_images, read_manifest, split_of
+from training.fit import WEIGHTS, fit
 from training.losses import ranking_loss
 
-CHECKPOINT = "last.ckpt"
-WEIGHTS = "model.pt"
-LOG = "log.csv"
+PARTS = ("classifier", "loss_prediction")
 
 
 class ClassifierTraining(lightning.LightningModule):
@@ -98,30 +92,6 @@ class ClassifierTraining(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class _Log(lightning.Callback):
-    """One line an epoch, so that a run without a terminal leaves its course behind."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if not self.file.exists():
-            self.file.write_text("step,loss,ranking\n", encoding="utf-8")
-        values = trainer.callback_metrics
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(f"{trainer.global_step},{float(values['loss']):.4f},{float(values['ranking']):.4f}\n")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's advice that does not fit: the images are in memory, so workers would only cost."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
-        yield
-
-
 def seconds_per_step(module: ClassifierTraining, images: Tensor, labels: Tensor, steps: int = 3) -> float:
     """Time training steps on a copy's worth of work: forward and backward, nothing is changed.
 
@@ -146,51 +116,6 @@ def seconds_per_step(module: ClassifierTraining, images: Tensor, labels: Tensor,
     return (time.perf_counter() - started) / steps
 
 
-def fit(run: Run, images: ImageSet, folder: Path) -> None:
-    """Train one model, from the last checkpoint if there is one.
-
-    Parameters
-    ----------
-    run : Run
-        Written to ``run.json``.
-    images : ImageSet
-        The training split of the run's domains.
-    folder : Path
-        Receives ``run.json``, ``last.ckpt`` (after every epoch), ``log.csv`` and, at the end, ``model.pt``: the state
-        dicts ``classifier`` and ``loss_prediction``.
-    """
-    config = run.config
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", run.model_dump(mode="json"))
-    torch.manual_seed(config.seed)
-    module = ClassifierTraining(config).to(memory_format=torch.channels_last)
-    tensors, labels = torch.from_numpy(images.tensors), torch.from_numpy(images.labels)
-    groups = [(row.domain, row.label) for row in images.rows]
-    batches = BalancedBatches(groups, config.steps_per_epoch, config.batch_size, config.seed)
-    checkpoint = folder / CHECKPOINT
-    resumed = checkpoint if checkpoint.exists() else None
-    done = int(torch.load(checkpoint, weights_only=True)["global_step"]) if resumed else 0
-    print(f"{', '.join(config.domains)}: {config.total_steps} steps, going on from step {done}" if done else
-          f"{', '.join(config.domains)}: {config.total_steps} steps", flush=True)  # fmt: skip
-    trainer = lightning.Trainer(
-        max_epochs=config.epochs, precision=config.precision, accelerator="auto", devices=1, logger=False,
-        callbacks=[
-            ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), save_top_k=1, enable_version_counter=False),
-            TQDMProgressBar(refresh_rate=10), _Log(folder / LOG),
-        ],
-        enable_model_summary=False, gradient_clip_val=1.0,
-    )  # fmt: skip
-    with _quiet():
-        loader = DataLoader(TensorDataset(tensors, labels), batch_sampler=batches)
-        trainer.fit(module, loader, ckpt_path=resumed, weights_only=True)
-    if trainer.global_step != config.total_steps:  # Lightning returns quietly after an interrupt
-        raise KeyboardInterrupt
-    weights = {"classifier": module.classifier.state_dict(), "loss_prediction": module.loss_prediction.state_dict()}
-    part = folder / (WEIGHTS + ".part")
-    torch.save(weights, part)
-    part.replace(folder / WEIGHTS)
-
-
 def load_weights(folder: Path) -> ClassifierTraining:
     """Return the finished model of a run, in evaluation mode.
 
@@ -204,8 +129,8 @@ def load_weights(folder: Path) -> ClassifierTraining:
         raise Refusal("config_invalid", "The run is not finished: give the training command again, and it goes on.")
     weights = torch.load(folder / WEIGHTS, weights_only=True)
     module = ClassifierTraining(run.config)
-    module.classifier.load_state_dict(weights["classifier"])
-    module.loss_prediction.load_state_dict(weights["loss_prediction"])
+    for name in PARTS:
+        module.get_submodule(name).load_state_dict(weights[name])
     return module.eval()
 
 
@@ -307,6 +232,10 @@ def main(argv: list[str]) -> int:
     print(f"{len(manifest.rows)} images, {len(batch.rows)} of them to train on; {len(unfinished)} models of {config.total_steps} "
           f"steps: about {minutes:.0f} minutes on this machine, if nothing else runs on it", flush=True)  # fmt: skip
     for folder, each_run in unfinished.items():
-        fit(each_run, images.where("train", each_run.config), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", each_run.model_dump(mode="json"))
+        torch.manual_seed(config.seed)
+        module = ClassifierTraining(each_run.config).to(memory_format=torch.channels_last)
+        fit(module, PARTS, each_run.config, images.where("train", each_run.config), folder)
     print("finished. Next: overread export")
     return 0

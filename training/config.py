@@ -64,7 +64,7 @@ class RunConfig(BaseModel):
     finding: Word
     input: InputSpec
     fractions: tuple[Fraction, Fraction, Fraction] = (0.6, 0.2, 0.2)
-    epochs: Count = 30
+    epochs: Count = 20
     steps_per_epoch: Count = 50
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Positive = 2e-3

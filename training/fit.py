@@ -1,0 +1,93 @@
+"""The loop around a training module: Lightning's, with a checkpoint an epoch, from which a killed run goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch.utils.data import DataLoader, TensorDataset
+
+from training.config import RunConfig
+from training.data import BalancedBatches, ImageSet
+
+CHECKPOINT = "last.ckpt"
+WEIGHTS = "model.pt"
+LOG = "log.csv"
+
+
+class _Log(lightning.Callback):
+    """One line an epoch, so that a run without a terminal leaves its course behind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not self.file.exists():
+            self.file.write_text("step,loss,ranking\n", encoding="utf-8")
+        values = trainer.callback_metrics
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{trainer.global_step},{float(values['loss']):.4f},{float(values['ranking']):.4f}\n")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's advice that does not fit: the images are in memory, so workers would only cost."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
+        yield
+
+
+def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConfig, images: ImageSet, folder: Path) -> None:
+    """Train a module, from the last checkpoint if there is one.
+
+    Parameters
+    ----------
+    module : LightningModule
+        Takes batches of (images, labels). What is random in a step must depend on the seed and the step alone.
+    parts : sequence of str
+        Its submodules whose state dicts are kept at the end.
+    config : RunConfig
+    images : ImageSet
+        The training split of the config's domains.
+    folder : Path
+        Receives ``last.ckpt`` (after every epoch), ``log.csv`` and, at the end, ``model.pt``: a state dict for each part.
+        All can be loaded with ``weights_only=True``.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it was interrupted; Lightning alone would return as if it were done.
+    """
+    tensors, labels = torch.from_numpy(images.tensors), torch.from_numpy(images.labels)
+    groups = [(row.domain, row.label) for row in images.rows]
+    batches = BalancedBatches(groups, config.steps_per_epoch, config.batch_size, config.seed)
+    checkpoint = folder / CHECKPOINT
+    resumed = checkpoint if checkpoint.exists() else None
+    done = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if resumed else 0
+    going_on = f", going on from step {done}" if done else ""
+    print(f"{', '.join(config.domains)}: {config.total_steps} steps{going_on}", flush=True)
+    trainer = lightning.Trainer(
+        max_epochs=config.epochs, precision=config.precision, accelerator="auto", devices=1, logger=False,
+        callbacks=[
+            ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), save_top_k=1, enable_version_counter=False),
+            TQDMProgressBar(refresh_rate=10), _Log(folder / LOG),
+        ],
+        enable_model_summary=False, gradient_clip_val=1.0,
+    )  # fmt: skip
+    with _quiet():
+        # As the sampler, not the batch sampler: Lightning tells only the former which epoch it is.
+        loader = DataLoader(TensorDataset(tensors, labels), sampler=batches, batch_size=None)
+        trainer.fit(module, loader, ckpt_path=resumed, weights_only=True)
+    if trainer.global_step != config.total_steps:
+        raise KeyboardInterrupt
+    module.cpu()
+    part = folder / (WEIGHTS + ".part")
+    torch.save({name: module.get_submodule(name).state_dict() for name in parts}, part)
+    part.replace(folder / WEIGHTS)
