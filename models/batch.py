@@ -24,6 +24,10 @@ SUFFIXES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""}
 """File endings that a folder is searched for; DICOM files often have none. A file named outright is always read."""
 
 
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""Larger files are refused unread: no single image that is taken needs as much."""
+
+
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the files named, and those inside the folders named, in order of path.
 
@@ -49,6 +53,8 @@ def predict_file(path: Path, predictor: Predictor) -> dict[str, Any]:
     """Return one flat row for a file: the prediction, or the code of why there is none."""
     row: dict[str, Any] = {"file": str(path)}
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
         spec = predictor.card.input
         image = read_image(path.read_bytes(), target=(spec.height, spec.width))
         notes = [code for code, _ in check_accepted(image, spec)]

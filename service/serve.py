@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     url = f"http://{host}:{options.port}"
     scan = _write_example(settings.state)
     print(
-        f"overread: serving on {url} (documentation at {url}/), state in {settings.state}\n"
+        f"overread: starting on {url}, ready in a few seconds (documentation at {url}/, state in {settings.state})\n"
         f"overread: try, in another terminal:\n"
         f"  curl -s -H 'Content-Type: application/dicom' --data-binary @{shlex.quote(str(scan))} {url}/v1/predict",
         flush=True,

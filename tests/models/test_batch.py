@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.batch import main
+from models.batch import MAX_FILE_BYTES, main
 from models.errors import Refusal
 from models.imaging import read_image
 from models.predictor import Predictor
@@ -21,6 +21,8 @@ def folder(tmp_path: Path, draw: Callable[..., bytes]) -> Path:
     (scans / "deeper" / "b.png").write_bytes(draw(2))
     (scans / "broken.png").write_bytes(draw(3)[:200])
     (scans / "empty.dcm").write_bytes(b"")
+    with (scans / "huge.dcm").open("wb") as sparse:
+        sparse.truncate(MAX_FILE_BYTES + 1)
     (scans / "notes.txt").write_text("not a scan")
     (scans / ".hidden.png").write_bytes(draw(4))
     return scans
@@ -30,8 +32,13 @@ def test_csv_holds_one_row_a_file_and_goes_on_past_bad_ones(folder: Path, packag
     out = tmp_path / "results.csv"
     assert main([str(folder), "--out", str(out), "--model", str(package)]) == 1
     rows = {Path(row["file"]).name: row for row in csv.DictReader(out.open())}
-    assert set(rows) == {"a.png", "b.png", "broken.png", "empty.dcm"}
-    assert {name for name, row in rows.items() if row["error"]} == {"broken.png", "empty.dcm"}
+    assert {name: row["error"] for name, row in rows.items()} == {
+        "a.png": "",
+        "b.png": "",
+        "broken.png": "not_decodable",
+        "empty.dcm": "not_decodable",
+        "huge.dcm": "too_large",
+    }
     predictor = Predictor.load(package)
     (expected,) = predictor.predict([read_image((folder / "a.png").read_bytes())])
     assert float(rows["a.png"]["predicted_loss"]) == pytest.approx(expected.predicted_loss)
