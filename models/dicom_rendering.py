@@ -47,7 +47,10 @@ def rendering(header: Dataset, facts: PixelHeader) -> Rendering:
         raise Refusal("unsupported_transfer_syntax", "Look-up tables over more than 16 bits are not read here.")
     # The chain is monotone or a table: up to 16 bits every value is tried, beyond that the two ends bound a linear one
     domain: NDArray[Any] = np.arange(lowest, highest + 1) if facts.stored <= 16 else np.array([lowest, highest])
-    shown = np.asarray(shown_values(domain.astype(facts.dtype), chain), dtype=np.float64)
+    try:
+        shown = np.asarray(shown_values(domain.astype(facts.dtype), chain), dtype=np.float64)
+    except (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError) as error:
+        raise Refusal("inconsistent_image", "The header's look-up table or window is malformed.") from error
     low, high = float(shown.min()), float(shown.max())
     if not np.isfinite([low, high]).all() or low == high:
         raise Refusal("inconsistent_image", "The header's rescaling or window leaves no image.")
