@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,18 +61,33 @@ def columns(predictor: Predictor, images: ImageSet, size: int = 32) -> dict[str,
     return result
 
 
-def _figure(where: dict[str, str], metric: str, table: Mapping[str, NDArray[Any]], patients: Sequence[str]) -> dict[str, Any]:
-    value = METRICS[metric](table)
-    figure = where | {"metric": metric, "n": len(patients), "value": None, "low": None, "high": None, "note": ""}
-    if np.isnan(value):
-        return figure | {"note": "Not defined: only one class, or no error or nothing but errors, among these images."}
-    interval = bootstrap(METRICS[metric], table, patients)
-    if interval is None:
-        return figure | {"value": value, "note": "No interval: too few images of one kind to resample patients."}
-    return figure | {"value": value, "low": interval[0], "high": interval[1]}
+def _figures(
+    where: dict[str, str], metrics: Sequence[str], table: Mapping[str, NDArray[Any]], patients: Sequence[str]
+) -> list[Figure]:
+    intervals = bootstrap(metrics, table, patients)
+    figures = []
+    for name in metrics:
+        figure: dict[str, Any] = {
+            **where,
+            "metric": name,
+            "n": len(patients),
+            "value": None,
+            "low": None,
+            "high": None,
+            "note": "",
+        }
+        value, interval = METRICS[name](table), intervals[name]
+        if np.isnan(value):
+            figure["note"] = "Not defined: only one class, or no error or nothing but errors, among these images."
+        elif interval is None:
+            figure |= {"value": value, "note": "No interval: too few images of one kind to resample patients."}
+        else:
+            figure |= {"value": value, "low": interval[0], "high": interval[1]}
+        figures.append(Figure(**figure))
+    return figures
 
 
-def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: str) -> list[Figure]:
+def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: Literal["patients", "domain"]) -> list[Figure]:
     """Return the figures of every domain among the rows, with subgroups by view where the manifest states it.
 
     Parameters
@@ -83,7 +98,7 @@ def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: st
         In the same order.
     held_out : "patients" or "domain"
     """
-    figures: list[dict[str, Any]] = []
+    figures: list[Figure] = []
     for domain in sorted({row.domain for row in rows}):
         chosen = [index for index, row in enumerate(rows) if row.domain == domain]
         views = {f"view={rows[index].view or 'unknown'}" for index in chosen}
@@ -94,14 +109,16 @@ def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: st
             part = {name: column[members] for name, column in table.items()}
             patients = [rows[index].patient for index in members]
             where = {"domain": domain, "held_out": held_out, "subgroup": subgroup}
-            metrics = METRICS if subgroup == "all" else SUBGROUP_METRICS
-            figures += [_figure(where, metric, part, patients) for metric in metrics]
+            figures += _figures(where, tuple(METRICS) if subgroup == "all" else SUBGROUP_METRICS, part, patients)
         for name in UNKNOWN_SUBGROUPS:
-            figures.append({
-                "domain": domain, "held_out": held_out, "subgroup": f"{name}=unknown", "metric": "auroc", "value": None,
-                "low": None, "high": None, "n": len(chosen), "note": f"The {name} of these patients is not known to us.",
-            })  # fmt: skip
-    return [Figure(**figure) for figure in figures]
+            note = f"The {name} of these patients is not known to us."
+            figures.append(
+                Figure(
+                    domain=domain, held_out=held_out, subgroup=f"{name}=unknown", metric="auroc", value=None, low=None, high=None,
+                    n=len(chosen), note=note,
+                )
+            )  # fmt: skip
+    return figures
 
 
 def draft(folder: Path) -> Predictor:

@@ -65,8 +65,6 @@ def share(hits: Bools, among: Bools) -> float:
 
 Columns = Mapping[str, NDArray[Any]]
 
-DOUBTS = ("predicted_loss", "entropy", "domain_distance")
-
 METRICS: dict[str, Callable[[Columns], float]] = {
     "auroc": lambda c: auroc(c["positive"], c["probability"]),
     "sensitivity": lambda c: share(c["called"], c["positive"]),
@@ -88,12 +86,14 @@ METRICS: dict[str, Callable[[Columns], float]] = {
 
 
 def bootstrap(
-    metric: Callable[[Columns], float], columns: Columns, patients: Sequence[str], replicates: int = REPLICATES
-) -> tuple[float, float] | None:
-    """Return the 95% interval of a metric by resampling patients, with all their images.
+    metrics: Sequence[str], columns: Columns, patients: Sequence[str], replicates: int = REPLICATES
+) -> dict[str, tuple[float, float] | None]:
+    """Return the 95% interval of each metric by resampling patients, with all their images.
 
     Parameters
     ----------
+    metrics : sequence of str
+        Keys of :data:`METRICS`.
     columns : mapping of str to ndarray, each of shape (N, ...)
     patients : sequence of str
         Patient of each image: images of one are not independent.
@@ -102,18 +102,24 @@ def bootstrap(
 
     Returns
     -------
-    (float, float) or None
+    dict of str to (float, float) or None
         The 2.5% and 97.5% quantiles; None if the metric is undefined in more than a twentieth of the replicates.
     """
     index = np.unique(np.asarray(patients), return_inverse=True)[1]
     members = [np.flatnonzero(index == patient) for patient in range(index.max() + 1)]
     random = np.random.default_rng(0)
-    values = []
+    values: dict[str, list[float]] = {name: [] for name in metrics}
     for _ in range(replicates):
         chosen = np.concatenate([members[patient] for patient in random.integers(0, len(members), len(members))])
-        values.append(metric({name: column[chosen] for name, column in columns.items()}))
-    defined = np.array([value for value in values if not np.isnan(value)])
-    if len(defined) < 0.95 * replicates:
+        resampled = {name: column[chosen] for name, column in columns.items()}
+        for name in metrics:
+            values[name].append(METRICS[name](resampled))
+    return {name: _interval(np.array(found)) for name, found in values.items()}
+
+
+def _interval(values: Floats) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if len(defined) < 0.95 * len(values):
         return None
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
