@@ -31,7 +31,8 @@ HEADERS = {
     "form-action 'none'; frame-ancestors 'none'",
 }
 _RESULT = re.compile(r"/v1/results/([0-9a-f]{64})")
-ROUTES = {route for _, route in ACCESS}
+ALLOW = {route: "GET, HEAD" if method == "GET" else method for method, route in ACCESS}
+"""Route -> the methods it answers to."""
 
 
 def _json(model: BaseModel, status: int = 200, media_type: str = "application/json") -> Response:
@@ -44,7 +45,7 @@ def match(path: str) -> tuple[str | None, str]:
     """Return the route of a path, and its parameter ("" where it has none)."""
     if found := _RESULT.fullmatch(path):
         return "/v1/results/{result_id}", found[1]
-    return (path, "") if path in ROUTES and "{" not in path else (None, "")
+    return (path, "") if path in ALLOW and "{" not in path else (None, "")
 
 
 def _query(request: Request, allowed: set[str]) -> dict[str, str]:
@@ -75,12 +76,12 @@ class Api:
         try:
             response = await self._answer(request, route, parameter)
         except Refusal as refusal:
-            code, response = _refused(refusal)
+            code, response = _refused(refusal, route)
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001  (last line of defence: a fault of ours must be answered, and be seen)
             _log_fault(error)
-            code, response = _refused(Refusal("internal_error"))
+            code, response = _refused(Refusal("internal_error"), route)
         for name, value in HEADERS.items():
             response.headers[name] = value
         if self.site is not None:
@@ -110,19 +111,20 @@ class Api:
             check_host(request)
         caller = site.access.identify(request.headers.get("authorization"))
         site.access.authorise(caller, method, route)
-        site.access.spend(caller)
+        if "public" not in ACCESS[method, route]:  # strangers share a bucket: they must not use up what health checks need
+            site.access.spend(caller)
         return await HANDLERS[route](site, request, parameter)
 
 
-def _refused(refusal: Refusal) -> tuple[str, Response]:
+def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
     document = problem(refusal)
     response = _json(document, document.status, "application/problem+json")
     if document.status in RETRY_AFTER:
         response.headers["retry-after"] = RETRY_AFTER[document.status]
     if document.status == 401:
         response.headers["www-authenticate"] = "Bearer"
-    if document.status == 405:
-        response.headers["allow"] = "GET, HEAD, POST"
+    if document.status == 405 and route is not None:
+        response.headers["allow"] = ALLOW[route]
     if document.status in {408, 413}:
         response.headers["connection"] = "close"  # the rest of the body is not read
     return document.code, response

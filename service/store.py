@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import alembic.util
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -98,6 +101,8 @@ def _coded() -> Iterator[None]:
         raise Refusal(code) from error
     except sa.exc.TimeoutError as error:
         raise Refusal("storage_unavailable") from error
+    except OSError as error:
+        raise Refusal("storage_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "storage_unavailable") from error
 
 
 class Store:
@@ -115,15 +120,20 @@ class Store:
     """
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._reader = self._engine(file, "BEGIN")
         self._writer = self._engine(file, "BEGIN IMMEDIATE")
         # One writer at a time is SQLite's rule; waiting here is fair and quick, waiting in SQLite is polling.
         self._turn = threading.Lock()
-        with _coded(), file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # several workers start at once
-            self._migrate()
-        file.chmod(0o600)
+        with _coded():
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.touch(mode=0o600)  # SQLite gives its other files the same mode
+            file.chmod(0o600)
+            lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # several workers start at once
+                self._migrate()
+            finally:
+                os.close(lock)
 
     @staticmethod
     def _engine(file: Path, begin: str) -> sa.Engine:
@@ -146,7 +156,10 @@ class Store:
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._writer.begin() as connection:
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            try:
+                alembic.command.upgrade(config, "head")
+            except alembic.util.CommandError as error:
+                raise Refusal("storage_unavailable", "The database was written by a newer version.") from error
 
     def close(self) -> None:
         """Close every connection."""
@@ -207,7 +220,10 @@ class Store:
             judgement = judge(reused)
             key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
             values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
-            connection.execute(insert(verdicts).values(**values).on_conflict_do_nothing())
+            if connection.execute(insert(verdicts).values(**values).on_conflict_do_nothing()).rowcount == 0:
+                same = [verdicts.c[name] == value for name, value in key.items()]
+                stored = connection.execute(sa.select(verdicts.c.verdict, verdicts.c.reasons).where(*same)).one()
+                judgement = Judgement(stored.verdict, tuple(stored.reasons))
         return made.rowcount == 1, judgement
 
     @staticmethod

@@ -1,0 +1,141 @@
+"""Admission: a bounded queue, a deadline, and slots that are always given back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from models.errors import Refusal
+from service.engine import Engine
+from service.telemetry import Telemetry
+
+
+def depth(telemetry: Telemetry) -> float:
+    return float(telemetry.exposition()[0].decode().split("\noverread_queue_depth ")[1].split("\n")[0])
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry()
+
+
+@pytest.fixture
+def engine(telemetry: Telemetry) -> Iterator[Engine]:
+    engine = Engine(threads=1, queue=2, deadline_seconds=30, telemetry=telemetry)
+    yield engine
+    engine.close()
+
+
+def test_work_runs_in_a_thread(engine: Engine) -> None:
+    assert asyncio.run(engine.run(threading.get_ident)) != threading.get_ident()
+
+
+def test_a_full_queue_refuses_at_once(engine: Engine, telemetry: Telemetry) -> None:
+    release = threading.Event()
+
+    async def scene() -> None:
+        admitted = [asyncio.create_task(engine.run(release.wait)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert depth(telemetry) == 2
+        started = time.perf_counter()
+        for _ in range(50):
+            with pytest.raises(Refusal) as caught:
+                await engine.run(lambda: None)
+            assert caught.value.code == "overloaded"
+        assert time.perf_counter() - started < 1
+        release.set()
+        assert await asyncio.gather(*admitted) == [True] * 3
+        assert await engine.run(lambda: "again") == "again"
+
+    asyncio.run(scene())
+    assert depth(telemetry) == 0
+
+
+def test_a_queue_of_none_still_works() -> None:
+    engine = Engine(threads=1, queue=0, deadline_seconds=30, telemetry=Telemetry())
+
+    async def scene() -> None:
+        for number in range(20):
+            assert await engine.run(lambda number=number: number) == number  # type: ignore[misc]
+
+    asyncio.run(scene())
+    engine.close()
+
+
+def test_work_that_raises_gives_its_slot_back(engine: Engine) -> None:
+    def fail() -> None:
+        raise KeyError("planted")
+
+    async def scene() -> None:
+        for _ in range(20):
+            with pytest.raises(KeyError):
+                await engine.run(fail)
+        assert await engine.run(lambda: 1) == 1
+
+    asyncio.run(scene())
+
+
+def test_work_that_waited_too_long_is_not_begun() -> None:
+    engine = Engine(threads=1, queue=2, deadline_seconds=0.05, telemetry=Telemetry())
+    begun: list[int] = []
+
+    async def scene() -> None:
+        first = asyncio.create_task(engine.run(lambda: time.sleep(0.2)))
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal) as caught:
+            await engine.run(lambda: begun.append(1))
+        assert caught.value.code == "deadline_exceeded"
+        await first
+        await engine.run(lambda: begun.append(2))
+
+    asyncio.run(scene())
+    engine.close()
+    assert begun == [2]
+
+
+def test_a_cancelled_caller_neither_keeps_nor_frees_a_slot_too_early(engine: Engine, telemetry: Telemetry) -> None:
+    release = threading.Event()
+    begun: list[str] = []
+
+    def work(name: str) -> None:
+        begun.append(name)
+        release.wait()
+
+    async def scene() -> None:
+        tasks = [asyncio.create_task(engine.run(lambda name=name: work(name))) for name in "abc"]  # type: ignore[misc]
+        while not begun:
+            await asyncio.sleep(0.01)
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.gather(*tasks[:2], return_exceptions=True)
+        # b had not begun, so its slot is free at once; a is still being worked on, so its slot is not.
+        assert depth(telemetry) == 1
+        more = asyncio.create_task(engine.run(lambda: "more"))
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal):
+            await engine.run(lambda: None)
+        release.set()
+        assert await more == "more"
+        await tasks[2]
+
+    asyncio.run(scene())
+    assert begun == ["a", "c"]
+    assert depth(telemetry) == 0
+
+
+def test_close_finishes_what_was_admitted(telemetry: Telemetry) -> None:
+    engine = Engine(threads=1, queue=5, deadline_seconds=30, telemetry=telemetry)
+    done: list[int] = []
+
+    async def scene() -> None:
+        tasks = [asyncio.create_task(engine.run(lambda i=i: (time.sleep(0.02), done.append(i)))) for i in range(5)]  # type: ignore[misc]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(engine.close)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+    assert done == list(range(5))

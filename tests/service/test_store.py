@@ -1,0 +1,328 @@
+"""The database: once, in order, or a coded failure with nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from models.errors import Refusal
+from models.image import Image
+from models.imaging import read_image
+from models.predictor import Predictor
+from models.triage import Judgement
+from service.store import Store, Stored, result_id, result_row
+from service.tables import metadata
+
+ACCEPT = Judgement("accept", ("within_limits",))
+REVIEW = Judgement("review", ("uid_reused",))
+LIMITS = "1" * 64
+OTHER_LIMITS = "2" * 64
+
+
+def by_reuse(reused: bool) -> Judgement:
+    return REVIEW if reused else ACCEPT
+
+
+@pytest.fixture(scope="module")
+def predictor(package: Path) -> Predictor:
+    return Predictor.load(package)
+
+
+@pytest.fixture(scope="module")
+def row(predictor: Predictor, draw: Callable[..., bytes]) -> Callable[[int], dict[str, Any]]:
+    """Return a function that gives the row of a drawn image."""
+
+    def row(seed: int) -> dict[str, Any]:
+        image: Image = read_image(draw(seed))
+        return result_row(image, predictor.predict([image])[0], predictor, [])
+
+    return row
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "overread.sqlite3"
+
+
+@pytest.fixture
+def store(file: Path, predictor: Predictor) -> Iterator[Store]:
+    store = Store(file)
+    store.register(predictor)
+    yield store
+    store.close()
+
+
+def ask(file: Path, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(file)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def count(file: Path, table: str) -> int:
+    return int(ask(file, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def test_recording_twice_is_recording_once(store: Store, file: Path, row: Any) -> None:
+    assert store.record(row(1), None, LIMITS, by_reuse) == (True, ACCEPT)
+    before = ask(file, "SELECT * FROM results")
+    assert store.record(row(1) | {"predicted_loss": 9.0}, None, LIMITS, by_reuse) == (False, ACCEPT)
+    assert ask(file, "SELECT * FROM results") == before
+    assert count(file, "verdicts") == 1
+
+
+def test_what_is_read_is_what_was_recorded(store: Store, row: Any, predictor: Predictor) -> None:
+    written = row(2)
+    store.record(written, "1.2.3", LIMITS, by_reuse)
+    stored = store.find(written["id"])
+    assert stored is not None
+    assert {name: stored.result[name] for name in written} == written
+    assert stored.model["card"] == predictor.card.model_dump(mode="json")
+    assert stored.prediction.features.dtype == np.float32
+    assert stored.prediction.features.tobytes() == written["features"]
+    assert store.verdict(written["id"]) == ("1.2.3", ACCEPT)
+    assert store.find("0" * 64) is None
+    assert store.verdict("0" * 64) is None
+
+
+def test_the_key_needs_image_and_model() -> None:
+    assert len({result_id("a", "b"), result_id("b", "a"), result_id("a", "c"), result_id("c", "b")}) == 4
+
+
+def test_threads_make_one_row(store: Store, file: Path, row: Any) -> None:
+    written = row(3)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: store.record(written, "1.2", LIMITS, by_reuse)[0], range(40)))
+    assert sum(found) == 1
+    assert [count(file, table) for table in ("results", "instances", "verdicts")] == [1, 1, 1]
+
+
+def _record_in_process(file: Path, rows: list[dict[str, Any]], barrier: Any, answers: Any) -> None:
+    store = Store(file)
+    barrier.wait(30)
+    answers.put([store.record(item, None, LIMITS, by_reuse)[0] for item in rows])
+    store.close()
+
+
+def test_processes_on_one_file_make_each_row_once(store: Store, file: Path, row: Any) -> None:
+    rows = [row(seed) for seed in range(10, 22)]
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(3), context.Queue()
+    workers = [context.Process(target=_record_in_process, args=(file, rows, barrier, answers)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    made = [answers.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    assert [sum(column) for column in zip(*made, strict=True)] == [1] * len(rows)
+    assert count(file, "results") == len(rows)
+
+
+def _open_in_process(file: Path, barrier: Any) -> None:
+    barrier.wait(30)
+    Store(file).close()
+
+
+def test_processes_that_start_at_once_migrate_once(file: Path) -> None:
+    file.parent.mkdir()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    workers = [context.Process(target=_open_in_process, args=(file, barrier)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert ask(file, "SELECT version_num FROM alembic_version") == [("0001",)]
+
+
+def test_opening_again_changes_nothing(store: Store, file: Path, row: Any) -> None:
+    store.record(row(4), None, LIMITS, by_reuse)
+    schema = ask(file, "SELECT sql FROM sqlite_master ORDER BY name")
+    again = Store(file)
+    assert ask(file, "SELECT sql FROM sqlite_master ORDER BY name") == schema
+    assert again.find(row(4)["id"]) is not None
+    again.close()
+
+
+def test_migrations_lead_to_the_tables_in_the_code(store: Store, file: Path, tmp_path: Path) -> None:
+    from_code = tmp_path / "code.sqlite3"
+    engine = sa.create_engine(f"sqlite:///{from_code}")
+    metadata.create_all(engine)
+    engine.dispose()
+
+    def shape(database: Path) -> dict[str, Any]:
+        names = [name for (name,) in ask(database, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+        names = sorted(set(names) - {"alembic_version", "sqlite_sequence"})
+        return {
+            name: [
+                [column[1:] for column in ask(database, f"PRAGMA table_info({name})")],
+                sorted(key[2:5] for key in ask(database, f"PRAGMA foreign_key_list({name})")),
+                sorted(index[1:4] for index in ask(database, f"PRAGMA index_list({name})")),
+            ]
+            for name in names
+        }
+
+    assert shape(file) == shape(from_code)
+    assert set(shape(file)) == {"models", "results", "instances", "verdicts"}
+
+
+def test_a_uid_with_other_pixels_is_reused(store: Store, row: Any) -> None:
+    first, second = row(5), row(6)
+    assert store.record(first, "1.2.3", LIMITS, by_reuse) == (True, ACCEPT)
+    assert store.record(second, "1.2.3", LIMITS, by_reuse) == (True, REVIEW)
+    # Sent again, each keeps what it was: the first is not blamed for the second.
+    assert store.record(first, "1.2.3", LIMITS, by_reuse) == (False, ACCEPT)
+    assert store.record(second, "1.2.3", LIMITS, by_reuse) == (False, REVIEW)
+
+
+def test_pixels_under_another_uid_are_not_reused(store: Store, file: Path, row: Any) -> None:
+    first = row(7)
+    store.record(first, "1.2.3", LIMITS, by_reuse)
+    assert store.record(first, "1.2.4", LIMITS, by_reuse) == (False, ACCEPT)
+    assert store.record(first, None, LIMITS, by_reuse) == (False, ACCEPT)
+    assert [count(file, table) for table in ("results", "instances", "verdicts")] == [1, 2, 3]
+    assert store.verdict(first["id"], "1.2.3", LIMITS) == ("1.2.3", ACCEPT)
+
+
+def test_other_limits_add_a_verdict_and_keep_the_old(store: Store, file: Path, row: Any) -> None:
+    written = row(8)
+    store.record(written, "1.2", LIMITS, by_reuse)
+    changed = Judgement("review", ("predicted_loss_high",))
+    assert store.record(written, "1.2", OTHER_LIMITS, lambda _: changed) == (False, changed)
+    assert store.verdict(written["id"]) == ("1.2", changed)
+    assert store.verdict(written["id"], "1.2", LIMITS) == ("1.2", ACCEPT)
+    assert store.verdict(written["id"], "1.2", "3" * 64) is None
+    assert count(file, "verdicts") == 2
+
+
+def test_the_stored_verdict_wins_over_a_new_one(store: Store, row: Any) -> None:
+    """Two callers at once may judge differently (one saw the UID reused); what is answered is what is stored."""
+    written = row(9)
+    store.record(written, "1.2", LIMITS, lambda _: ACCEPT)
+    assert store.record(written, "1.2", LIMITS, lambda _: REVIEW)[1] == ACCEPT
+
+
+def test_a_row_needs_its_model(store: Store, file: Path, row: Any) -> None:
+    with pytest.raises(Refusal) as caught:
+        store.record(row(1) | {"model_sha256": "f" * 64}, None, LIMITS, by_reuse)
+    assert caught.value.code == "storage_unavailable"
+    assert count(file, "results") == 0
+
+
+def test_a_judge_that_fails_leaves_nothing(store: Store, file: Path, row: Any) -> None:
+    def fail(_: bool) -> Judgement:
+        raise KeyError("planted")
+
+    with pytest.raises(KeyError):
+        store.record(row(1), "1.2", LIMITS, fail)
+    assert [count(file, table) for table in ("results", "instances", "verdicts")] == [0, 0, 0]
+    assert store.record(row(1), "1.2", LIMITS, by_reuse)[0]
+
+
+def test_every_commit_is_synchronous(store: Store) -> None:
+    with store._writer.connect() as connection:
+        for pragma, value in (("synchronous", 2), ("journal_mode", "wal"), ("foreign_keys", 1)):
+            assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == value
+
+
+def test_a_full_disk_is_told_and_loses_nothing(store: Store, file: Path, row: Any) -> None:
+    store.record(row(1), None, LIMITS, by_reuse)
+    with store._writer.connect() as connection:  # the pragma holds for this pooled connection, which the writer takes next
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    large = row(2) | {"features": bytes(200_000)}
+    with pytest.raises(Refusal) as caught:
+        store.record(large, None, LIMITS, by_reuse)
+    assert caught.value.code == "storage_full"
+    assert store.find(row(1)["id"]) is not None
+    assert store.find(row(2)["id"]) is None
+    with store._writer.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    assert store.record(large, None, LIMITS, by_reuse)[0]
+
+
+def test_a_locked_database_is_told(store: Store, file: Path, row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.BUSY_SECONDS", 0.1)
+    impatient = Store(file)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Refusal) as caught:
+        impatient.record(row(1), None, LIMITS, by_reuse)
+    assert caught.value.code == "storage_unavailable"
+    assert impatient.find("0" * 64) is None  # readers go on
+    other.execute("ROLLBACK")
+    other.close()
+    assert impatient.record(row(1), None, LIMITS, by_reuse)[0]
+    impatient.close()
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "overread.sqlite3"
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(Refusal) as caught:
+        Store(file)
+    assert caught.value.code == "storage_unavailable"
+    assert file.read_bytes() == b"no database" * 1000
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refusal) as caught:
+        Store(tmp_path / "file" / "state" / "overread.sqlite3")
+    assert caught.value.code == "storage_unavailable"
+
+
+def test_no_room_for_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "planted")
+
+    monkeypatch.setattr(os, "open", full)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(Refusal) as caught:
+        Store(tmp_path / "overread.sqlite3")
+    assert caught.value.code == "storage_full"
+
+
+def test_a_database_of_a_newer_version_is_told(store: Store, file: Path) -> None:
+    connection = sqlite3.connect(file)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(Refusal) as caught:
+        Store(file)
+    assert caught.value.code == "storage_unavailable"
+    assert "newer" in caught.value.detail
+
+
+def test_nobody_else_can_read_the_files(file: Path, predictor: Predictor, row: Any) -> None:
+    before = os.umask(0)
+    try:
+        store = Store(file)
+        store.register(predictor)
+        store.record(row(1), None, LIMITS, by_reuse)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in file.parent.iterdir()}
+        store.close()
+    finally:
+        os.umask(before)
+    assert len(modes) == 4
+    assert set(modes.values()) == {0o600}
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_stored_is_what_a_row_and_a_model_say(row: Any) -> None:
+    prediction = Stored(row(1), {}).prediction
+    assert prediction.heatmap is None
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
