@@ -1,0 +1,115 @@
+"""What every benchmark leaves behind: one JSON document with its goals, met or not, and a plot beside it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SMOKE = ROOT / "build" / "benchmarks"
+"""Where ``--scale smoke`` writes: it judges nothing, so it must not replace a committed figure."""
+PACKAGES = ("bentoml", "numpy", "onnxruntime", "pillow", "pydicom", "uvicorn")
+
+
+def goal(name: str, value: float, at_least: float) -> dict[str, Any]:
+    """Return the record of a goal that a value has to reach."""
+    return {"name": name, "value": round(value, 4), "goal": at_least, "met": value >= at_least}
+
+
+def _commit() -> str:
+    """Return the commit, with "+changes" where the code that ran was not it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "models", "service", "training", "benchmarks/*.py")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def write(name: str, scale: str, seeds: Sequence[int], rows: list[dict[str, Any]], goals: list[dict[str, Any]]) -> Path:
+    """Write the result of a benchmark.
+
+    Parameters
+    ----------
+    name : str
+        Of the benchmark; the file is ``NAME.json``.
+    scale : str
+        As it was run; "smoke" judges no goal and is written to ``build/benchmarks`` instead of ``benchmarks/results``.
+    seeds : sequence of int
+    rows : list of dict
+        What was measured; finite numbers and text.
+    goals : list of dict
+        From :func:`goal`. Goals that are not met stay.
+
+    Returns
+    -------
+    Path
+    """
+    folder = SMOKE if scale == "smoke" else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": _machine(),
+        "scale": scale,
+        "seeds": list(seeds),
+        "rows": rows,
+        "goals": [] if scale == "smoke" else goals,
+    }
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return file
+
+
+def plot(file: Path, draw: Callable[[Any], None], size: tuple[float, float] = (7.0, 4.0)) -> Path:
+    """Draw a figure beside a result: ``draw(axes)``, saved as PNG of the same name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    draw(axes)
+    picture = file.with_suffix(".png")
+    figure.savefig(picture, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    return picture
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in a Markdown page."""
+    before, begin, rest = page.read_text().partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not begin or not end:
+        raise ValueError(f"{page.name} lacks the markers of {name!r}")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines)
