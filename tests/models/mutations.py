@@ -94,7 +94,9 @@ def planted(kind: str) -> Callable[[bytes, int], Image]:
         if number % 7 == 3 and kind == "IndexError":
             raise IndexError("planted")
         if number % 7 == 3 and kind == "slow":
-            time.sleep(2.5)
+            end = time.process_time() + 2.5
+            while time.process_time() < end:
+                pass
         if number % 7 == 3 and kind == "memory":
             np.ones(80_000_000)
         if number % 7 == 3 and kind == "crash":
@@ -119,7 +121,7 @@ def run(folder: Path, first: int, last: int, decoder: Callable[[bytes, int], Ima
         path, kind, data = recipe(folder, number)
         if progress:
             progress.write_text(f"{number} {path.name} {kind}")
-        start = time.perf_counter()
+        start = time.process_time()  # not wall time: other processes must not count
         try:
             decoder(data, number)
             codes["image"] += 1
@@ -127,7 +129,7 @@ def run(folder: Path, first: int, last: int, decoder: Callable[[bytes, int], Ima
             codes[refusal.code] += 1
         except BaseException:  # noqa: BLE001  # whatever escapes is the finding
             failures.append(f"{number} {path.name} {kind}: {traceback.format_exc(limit=-2)}")
-        slowest = max(slowest, (time.perf_counter() - start, f"{number} {path.name} {kind}"))
+        slowest = max(slowest, (time.process_time() - start, f"{number} {path.name} {kind}"))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {"codes": codes, "failures": failures, "slowest": slowest, "grown_mb": grown}
 

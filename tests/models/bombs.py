@@ -1,0 +1,129 @@
+"""Files that are small and want to become large; decodes one and reports time and memory: run as a process of its own.
+
+``python tests/models/bombs.py NAME [--plain]``: by Overread, or as a plain reader would.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom
+from PIL import Image as Pillow
+
+from models.errors import Refusal
+from models.imaging import read_image
+from tests.models.dicom_files import DEFLATED, EXPLICIT, element, raw_file, raw_header
+
+MEGABYTES = 500
+
+
+def deflated(prefix: bytes, each: bytes = b"") -> bytes:
+    """``prefix`` and half a gigabyte of zeros, ``each`` at every megabyte; deflated without being whole in memory."""
+    engine = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    megabyte = each + bytes((1 << 20) - len(each))
+    parts = [engine.compress(prefix), *(engine.compress(megabyte) for _ in range(MEGABYTES)), engine.flush()]
+    return raw_file(b"")[:132] + element(2, 0x10, "UI", DEFLATED.encode()) + b"".join(parts)
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    engine = zlib.compressobj(9)
+    rows = [engine.compress(bytes(1 + width) * 16) for _ in range(height // 16)]
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = b"".join([*rows, engine.flush()])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """The header of a large JPEG over the data of a small one."""
+    file = io.BytesIO()
+    Pillow.new("L", (8, 8)).save(file, "JPEG")
+    data = file.getvalue()
+    where = data.index(b"\xff\xc0") + 5
+    return data[:where] + struct.pack(">HH", height, width) + data[where + 4 :]
+
+
+def scans() -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    file = io.BytesIO()
+    Pillow.new("L", (2048, 2048)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * 2000 + data[-2:]
+
+
+def rle() -> bytes:
+    frame = struct.pack("<16I", 2, 64, 2_000_064, *[0] * 13) + b"\x81\x00" * 2_000_000
+    items = element(0xFFFE, 0xE000, "UN", b"")[:4] + bytes(4) + struct.pack("<HHI", 0xFFFE, 0xE000, len(frame)) + frame
+    pixel_data = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF) + items + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return raw_file(raw_header(100, 100) + pixel_data, "1.2.840.10008.1.2.5")
+
+
+def nested() -> bytes:
+    """Sequences within sequences, a hundred thousand deep, of undefined length."""
+    start = struct.pack("<HH2sHI", 0x0040, 0x0275, b"SQ", 0, 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    return raw_file(start * 100_000)
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "deflated element": lambda: deflated(struct.pack("<HH2sHI", 9, 0x10, b"OB", 0, MEGABYTES << 20)),
+    "deflated pixels": lambda: deflated(raw_header(100, 100) + struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, MEGABYTES << 20)),
+    "deflated header": lambda: deflated(b"", struct.pack("<HH2sHI", 9, 0x10, b"OB", 0, (1 << 20) - 12)),
+    "huge header": lambda: raw_file(raw_header(65535, 65535) + element(0x7FE0, 0x10, "OW", b"", 0xFFFFFFFE)),
+    "million frames": lambda: raw_file(raw_header(16, 16, 1_000_000) + element(0x7FE0, 0x10, "OW", b"", 0xFFFFFFFE)),
+    "nested sequences": nested,
+    "rle": rle,
+    "png": lambda: png(30_000, 30_000),
+    "jpeg": lambda: jpeg(65_500, 65_500),
+    "jpeg scans": scans,
+}
+PLAIN = ("deflated pixels", "png")
+"""Where a plain reader shows what would have happened."""
+
+
+def plain(name: str, data: bytes) -> None:
+    if name == "png":
+        Pillow.MAX_IMAGE_PIXELS = None
+        Pillow.open(io.BytesIO(data)).load()
+    else:
+        pydicom.dcmread(io.BytesIO(data))
+
+
+def memory(name: str) -> float:
+    """Megabytes, from the kernel's account of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def main() -> int:
+    name = sys.argv[1]
+    data = BOMBS[name]()
+    # What is only loaded at the first use is loaded before anything is measured
+    read_image(raw_file(raw_header(4, 4) + element(0x7FE0, 0x10, "OW", bytes(range(16)) * 2), EXPLICIT))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the bomb does not count
+    before = memory("VmRSS")
+    code, start = "", time.perf_counter()
+    if "--plain" in sys.argv:
+        plain(name, data)
+    else:
+        try:
+            read_image(data)
+        except Refusal as refusal:
+            code = refusal.code
+    seconds = time.perf_counter() - start
+    grown = memory("VmHWM") - before
+    json.dump({"code": code, "seconds": seconds, "grown_mb": grown, "bytes": len(data)}, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
