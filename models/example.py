@@ -105,7 +105,11 @@ def chest_phantom() -> bytes:
 
 def main(argv: list[str]) -> int:
     """Write the phantom to ``--out`` (default: the working directory) and print its path."""
-    parser = argparse.ArgumentParser(prog="overread example", description="Write a drawn chest phantom as a DICOM file.")
+    parser = argparse.ArgumentParser(
+        prog="overread example",
+        description="Write a drawn chest phantom as a DICOM file.",
+        epilog="example: overread example --out .",
+    )
     parser.add_argument("--out", type=Path, default=Path(), help="folder to write to")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)

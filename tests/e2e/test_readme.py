@@ -61,7 +61,7 @@ def test_every_block_runs(live: Server, tmp_path: Path) -> None:
     assert answer["verdict"] != "accept"
     assert answer["reasons"]
     assert "overread_requests_total" in shown["-s"]
-    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    (row,) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert row["verdict"] == answer["verdict"]
     assert float(row["predicted_loss"]) == pytest.approx(answer["predicted_loss"], abs=1e-6)
 

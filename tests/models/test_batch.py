@@ -31,7 +31,7 @@ def folder(tmp_path: Path, draw: Callable[..., bytes]) -> Path:
 def test_csv_holds_one_row_a_file_and_goes_on_past_bad_ones(folder: Path, package: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.csv"
     assert main([str(folder), "--out", str(out), "--model", str(package)]) == 1
-    rows = {Path(row["file"]).name: row for row in csv.DictReader(out.open())}
+    rows = {Path(row["file"]).name: row for row in csv.DictReader(out.read_text().splitlines())}
     assert {name: row["error"] for name, row in rows.items()} == {
         "a.png": "",
         "b.png": "",
