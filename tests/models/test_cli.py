@@ -17,7 +17,9 @@ def test_help_of_each_verb_shows_an_example(verb: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as exit_:
         cli.main([*verb.split(), "--help"])
     assert exit_.value.code == 0
-    assert f"overread {verb}" in " ".join(capsys.readouterr().out.split("example")[-1].split())
+    assert f"example: overread {verb}" in " ".join(capsys.readouterr().out.split()).replace(
+        "OVERREAD_STATE=/var/lib/overread ", ""
+    )
 
 
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
