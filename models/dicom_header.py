@@ -65,7 +65,10 @@ def flatten(raw: Dataset, syntax: Syntax, limits: Limits) -> Dataset:
         if tag.is_private or tag.group >= 0x5000 or _vr(raw, tag) in ("SQ", "UN"):
             continue
         try:
-            flat.add(raw[tag])
+            element = raw[tag]
+            if element.VR in ("DS", "IS") and isinstance(element.value, str) and element.value.strip():
+                raise ValueError("text where a number belongs")  # which pydicom hands on as it is
+            flat.add(element)
         # Any element of a malformed file can fail to convert, in as many ways as pydicom has value representations
         except Exception as error:
             if tag in _JUDGED_TAGS:
