@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,33 @@ from service.schemas import Answer, FindingAnswer, Heatmap, LoadedModel, ModelBl
 from service.settings import Settings, triage_sha256
 from service.store import Store, Stored, model_row, result_id, result_row
 from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One image between its inference and its commit.
+
+    Attributes
+    ----------
+    stored : Stored
+        What is stored of it, or will be.
+    predictor : Predictor
+    uid : str or None
+        SOP Instance UID.
+    limits : Triage
+        In force at this site, and their digest.
+    known : Judgement or None
+        The verdict, where it is in the store already.
+    heatmap : Heatmap or None
+    """
+
+    stored: Stored
+    predictor: Predictor
+    uid: str | None
+    limits: Triage
+    limits_sha256: str
+    known: Judgement | None
+    heatmap: Heatmap | None
 
 
 class Site:
@@ -70,8 +98,8 @@ class Site:
             )
         return Models(models=entries)
 
-    def analyse(self, body: bytes, media_type: str | None, model: str | None, heatmap: bool) -> Answer:
-        """Analyse one image; blocking, for a thread of the engine.
+    def analyse(self, body: bytes, media_type: str | None, model: str | None, heatmap: bool) -> Analysis:
+        """Analyse one image up to what is to be stored; blocking, for a thread of the engine. :meth:`conclude` follows.
 
         Parameters
         ----------
@@ -109,12 +137,22 @@ class Site:
             prediction = self._predict(predictor, tensor, heatmap)
             picture = _heatmap(prediction, predictor.card, image) if heatmap else None
             stored = stored or Stored(result_row(image, prediction, predictor, notes), model_row(predictor))
-        if known is None:
-            judgement = self._record(stored, uid, digest, predictor, limits)
+        return Analysis(stored, predictor, uid, limits, digest, known[1] if known else None, picture)
+
+    def conclude(self, analysis: Analysis) -> Answer:
+        """Commit an analysis, then make its answer; blocking, for the engine's thread that commits.
+
+        Raises
+        ------
+        Refusal
+            ``storage_full`` or ``storage_unavailable``: nothing was stored.
+        """
+        judgement = analysis.known
+        if judgement is None:
+            judgement = self._record(analysis)
         else:
-            judgement = known[1]
-            self.telemetry.repeated.labels(predictor.card.name).inc()
-        return answer(stored, predictor.card, uid, judgement, picture)
+            self.telemetry.repeated.labels(analysis.predictor.card.name).inc()
+        return answer(analysis.stored, analysis.predictor.card, analysis.uid, judgement, analysis.heatmap)
 
     def _predictor(self, model: str | None) -> Predictor:
         name = model or next(iter(self.predictors))
@@ -128,18 +166,18 @@ class Site:
         self.telemetry.inference.labels(predictor.card.name).observe(time.perf_counter() - started)
         return prediction
 
-    def _record(self, stored: Stored, uid: str | None, digest: str, predictor: Predictor, limits: Triage) -> Judgement:
-        prediction = stored.prediction
-        notes = stored.result["notes"]
+    def _record(self, analysis: Analysis) -> Judgement:
+        limits, prediction = analysis.limits, analysis.stored.prediction
+        notes = analysis.stored.result["notes"]
         started = time.perf_counter()
         new, judgement = self.store.record(
-            stored.result,
-            uid,
-            digest,
+            analysis.stored.result,
+            analysis.uid,
+            analysis.limits_sha256,
             lambda reused: judge(prediction, limits, [*notes, "uid_reused"] if reused else notes),
         )
         self.telemetry.store.observe(time.perf_counter() - started)
-        name = predictor.card.name
+        name = analysis.predictor.card.name
         if new:
             self.telemetry.loss_percentile.labels(name).observe(prediction.loss_percentile)
             self.telemetry.domain_percentile.labels(name).observe(prediction.domain_percentile)

@@ -144,7 +144,7 @@ async def _predict(site: Site, request: Request, _: str) -> Response:
     upload = await read_upload(request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
     wants_heatmap = query.get("heatmap") == "true"
     work = lambda: site.analyse(upload.body, upload.media_type, query.get("model"), wants_heatmap)  # noqa: E731
-    return _json(await site.engine.run(work))
+    return _json(await site.engine.run_and_commit(work, site.conclude))
 
 
 async def _result(site: Site, request: Request, key: str) -> Response:

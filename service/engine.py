@@ -1,6 +1,7 @@
-"""Admission and threads: a bounded queue, a deadline, and a pool that runs one image a thread.
+"""Admission and threads: a bounded queue, a deadline, a pool that runs one image a thread, and a thread that commits.
 
-One-thread onnxruntime sessions on a pool scale with the cores, since onnxruntime releases the interpreter's lock.
+One-thread onnxruntime sessions on a pool scale with the cores, since onnxruntime releases the interpreter's lock. A commit
+waits for the disk, so it has a thread of its own: the core that computed an image goes on with the next one meanwhile.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from models.errors import Refusal
 from service.telemetry import Telemetry
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Engine:
@@ -33,6 +35,7 @@ class Engine:
 
     def __init__(self, threads: int, queue: int, deadline_seconds: float, telemetry: Telemetry) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="overread")
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="overread-commit")
         self._capacity = threads + queue
         self._threads = threads
         self._deadline = deadline_seconds
@@ -53,6 +56,30 @@ class Engine:
         Refusal
             ``overloaded`` at once when the queue is full; ``deadline_exceeded`` when the wait was too long.
         """
+        return await asyncio.wrap_future(self._admit(work, self._release))
+
+    async def run_and_commit(self, work: Callable[[], T], commit: Callable[[T], R]) -> R:
+        """Run ``work`` in a thread, then ``commit`` on its result in the thread that commits; return what that returns.
+
+        Raises
+        ------
+        Refusal
+            As :meth:`run`.
+        """
+
+        def then_commit() -> Future[R]:
+            return self._committer.submit(commit, work())
+
+        def worked(future: Future[Future[R]]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                self._release(future)
+            else:
+                future.result().add_done_callback(self._release)
+
+        committing = await asyncio.wrap_future(self._admit(then_commit, worked))
+        return await asyncio.wrap_future(committing)
+
+    def _admit(self, work: Callable[[], T], ended: Callable[[Future[T]], None]) -> Future[T]:
         if self._admitted >= self._capacity:
             raise Refusal("overloaded")
         self._count(+1)
@@ -65,10 +92,14 @@ class Engine:
 
         future = self._pool.submit(in_thread)
         # The slot is given back when the work ends, not when the caller stops waiting: a client that vanishes must neither
-        # keep it nor free it while the thread still works.
-        future.add_done_callback(lambda _: self._count(-1))
-        return await asyncio.wrap_future(future)
+        # keep it nor free it while a thread still works.
+        future.add_done_callback(ended)
+        return future
+
+    def _release(self, _: Future[Any]) -> None:
+        self._count(-1)
 
     def close(self) -> None:
         """Finish what was admitted, then stop."""
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True)  # first: what it finishes goes on to the other
+        self._committer.shutdown(wait=True)

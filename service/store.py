@@ -29,6 +29,19 @@ from models.predictor import Predictor
 from models.triage import Judgement
 from service.tables import instances, models, results, verdicts
 
+# Statements are built once: building them costs more than running them.
+_ADD_MODEL, _ADD_RESULT, _ADD_INSTANCE, _ADD_VERDICT = (
+    insert(table).on_conflict_do_nothing() for table in (models, results, instances, verdicts)
+)
+_RESULT = sa.select(results).where(results.c.id == sa.bindparam("key"))
+_MODEL = sa.select(models).where(models.c.sha256 == sa.bindparam("sha256"))
+_FIRST_IMAGE = (
+    sa.select(instances.c.image_sha256)
+    .where(instances.c.sop_instance_uid == sa.bindparam("uid"))
+    .order_by(instances.c.id)
+    .limit(1)
+)
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 5
 
@@ -169,16 +182,15 @@ class Store:
     def register(self, predictor: Predictor) -> None:
         """Keep a loaded model's card, so that its results can be answered when it is no longer loaded."""
         with _coded(), self._turn, self._writer.begin() as connection:
-            row = model_row(predictor)
-            connection.execute(insert(models).values(**row, first_loaded_at=datetime.now(UTC)).on_conflict_do_nothing())
+            connection.execute(_ADD_MODEL, model_row(predictor) | {"first_loaded_at": datetime.now(UTC)})
 
     def find(self, key: str) -> Stored | None:
         """Return the result of that id, or None."""
         with _coded(), self._reader.begin() as connection:
-            row = connection.execute(sa.select(results).where(results.c.id == key)).mappings().first()
+            row = connection.execute(_RESULT, {"key": key}).mappings().first()
             if row is None:
                 return None
-            model = connection.execute(sa.select(models).where(models.c.sha256 == row["model_sha256"])).mappings().one()
+            model = connection.execute(_MODEL, {"sha256": row["model_sha256"]}).mappings().one()
             return Stored(dict(row), dict(model))
 
     def verdict(self, key: str, uid: str | None = None, triage_sha256: str | None = None) -> tuple[str | None, Judgement] | None:
@@ -215,12 +227,12 @@ class Store:
         """
         now = datetime.now(UTC)
         with _coded(), self._turn, self._writer.begin() as connection:
-            made = connection.execute(insert(results).values(**({"created_at": now} | row)).on_conflict_do_nothing())
+            made = connection.execute(_ADD_RESULT, {"created_at": now} | row)
             reused = uid is not None and self._see(connection, uid, row["image_sha256"], now)
             judgement = judge(reused)
             key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
             values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
-            if connection.execute(insert(verdicts).values(**values).on_conflict_do_nothing()).rowcount == 0:
+            if connection.execute(_ADD_VERDICT, values).rowcount == 0:
                 same = [verdicts.c[name] == value for name, value in key.items()]
                 stored = connection.execute(sa.select(verdicts.c.verdict, verdicts.c.reasons).where(*same)).one()
                 judgement = Judgement(stored.verdict, tuple(stored.reasons))
@@ -230,7 +242,6 @@ class Store:
     def _see(connection: sa.Connection, uid: str, image_sha256: str, now: datetime) -> bool:
         """Note an instance, and tell whether its UID came with another image before."""
         seen = {"sop_instance_uid": uid, "image_sha256": image_sha256, "first_seen_at": now}
-        connection.execute(insert(instances).values(**seen).on_conflict_do_nothing())
-        same = instances.c.sop_instance_uid == uid
-        first = connection.execute(sa.select(instances.c.image_sha256).where(same).order_by(instances.c.id).limit(1)).scalar_one()
+        connection.execute(_ADD_INSTANCE, seen)
+        first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one()
         return bool(first != image_sha256)
