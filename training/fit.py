@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,12 +37,17 @@ class _Log(lightning.Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's advice that does not fit: the images are in memory, so workers would only cost."""
+    """Silence Lightning's advice that does not fit, its advertising, and its use of what torch calls deprecated."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
         yield
+    log.setLevel(level)
 
 
 def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConfig, images: ImageSet, folder: Path) -> None:
@@ -73,15 +79,15 @@ def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConf
     done = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if resumed else 0
     going_on = f", going on from step {done}" if done else ""
     print(f"{', '.join(config.domains)}: {config.total_steps} steps{going_on}", flush=True)
-    trainer = lightning.Trainer(
-        max_epochs=config.epochs, precision=config.precision, accelerator="auto", devices=1, logger=False,
-        callbacks=[
-            ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), save_top_k=1, enable_version_counter=False),
-            TQDMProgressBar(refresh_rate=10), _Log(folder / LOG),
-        ],
-        enable_model_summary=False, gradient_clip_val=1.0,
-    )  # fmt: skip
     with _quiet():
+        trainer = lightning.Trainer(
+            max_epochs=config.epochs, precision=config.precision, accelerator="auto", devices=1, logger=False,
+            callbacks=[
+                ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), save_top_k=1, enable_version_counter=False),
+                TQDMProgressBar(refresh_rate=10), _Log(folder / LOG),
+            ],
+            enable_model_summary=False, gradient_clip_val=1.0,
+        )  # fmt: skip
         # As the sampler, not the batch sampler: Lightning tells only the former which epoch it is.
         loader = DataLoader(TensorDataset(tensors, labels), sampler=batches, batch_size=None)
         trainer.fit(module, loader, ckpt_path=resumed, weights_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,55 @@ def arguments(spec_file: Path) -> Callable[..., list[str]]:
     return make
 
 
+SMALL: dict[str, Any] = {"steps_per_epoch": 10, "batch_size": 16, "widths": (4, 8, 16), "blocks": 1}
+"""What the command line does not offer, because nobody but a test wants so small a network."""
+
+
+@pytest.fixture(scope="session")
+def small() -> Iterator[dict[str, Any]]:
+    """Let ``overread train classifier`` make small networks in short epochs; yields the settings."""
+    import torch
+
+    from training import classifier
+
+    torch.set_num_threads(1)  # images this small only wait for a second thread
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "make_config", partial(classifier.make_config, **SMALL))
+        yield SMALL
+
+
 @pytest.fixture(scope="session")
 def finished(
-    drawn_big: Path, arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+    drawn_big: Path, arguments: Callable[..., list[str]], small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A run on drawn images, through evaluation: its folder and that of its data. Tests that change it take a copy."""
     from training import calibrate, classifier, evaluate, export
 
     run = tmp_path_factory.mktemp("runs") / "run"
-    assert classifier.main(arguments(drawn_big, run, "--epochs", "2")) == 0
+    assert classifier.main(arguments(drawn_big, run, "--epochs", "4")) == 0
     for verb in (export, calibrate, evaluate):
         assert verb.main([str(run), "--data", str(drawn_big)]) == 0
     return run, drawn_big
+
+
+@pytest.fixture
+def about(tmp_path: Path) -> Path:
+    """What people know of the drawn model."""
+    credit = {"licence": "CC0", "credit": "drawn", "link": "https://example.org"}
+    use = {"statement": "tests", "population": "drawn", "not_seen": "everything else", "not_for": "diagnosis"}
+    file = tmp_path / "about.json"
+    file.write_text(json.dumps({"intended_use": use, "sources": {"east": credit, "west": credit}}))
+    return file
+
+
+@pytest.fixture
+def rewrite() -> Callable[[Path, Callable[[dict[str, Any]], None]], None]:
+    """Change the card of a package and sign it again, so that only what was changed is wrong with it."""
+    from models.card import ModelCard, card_bytes
+
+    def change(package: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+        document = json.loads((package / "card.json").read_bytes())
+        edit(document)
+        (package / "card.json").write_bytes(card_bytes(ModelCard.model_validate(document)))
+
+    return change

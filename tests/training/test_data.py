@@ -140,7 +140,7 @@ def test_an_unreadable_image_is_refused_by_row(drawn: tuple[Path, Rows], spec: I
 
 def test_an_image_too_small_for_the_specification_is_refused_by_row(drawn: tuple[Path, Rows], spec: InputSpec) -> None:
     rows = read_manifest(drawn[0], DOMAINS, CLASSES).rows
-    with pytest.raises(Refusal, match="row 1: .*64"):
+    with pytest.raises(Refusal, match=r"row 1: .*64"):
         load_images(rows, spec.model_copy(update={"min_side": 64}), "test")
 
 
