@@ -18,6 +18,7 @@ from models.errors import Refusal
 from service.access import check_bind
 from service.analysis import Site
 from service.api import Api
+from service.heads import bound_heads
 from service.settings import drop_proxies, read_settings
 
 api = Api()
@@ -47,6 +48,7 @@ def _check_worker_socket(site: Site) -> None:
     traffic={"timeout": 600},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},  # a span for every chunk of a body, made and thrown away, costs milliseconds an image
 )
 class Overread:
     """Loads the models when a worker starts, and finishes what was admitted when it stops."""
@@ -72,4 +74,5 @@ class Overread:
             site.close()
 
 
+bound_heads()  # here, because uvicorn chooses its protocol before a worker's service is made
 Overread.add_asgi_middleware(Front)  # type: ignore[attr-defined]

@@ -1,0 +1,157 @@
+"""What tests of a running server share: raw sockets, DICOM with chosen attributes, the database, the metrics."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+
+def dicom(seed: int = 0, side: int = 80, **attributes: Any) -> FileDataset:
+    """Draw a chest-like DX image as a data set; ``attributes`` are set, or removed where None."""
+    rng = np.random.default_rng(seed)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    data.SOPClassUID = meta.MediaStorageSOPClassUID
+    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    data.Modality, data.BodyPartExamined, data.ViewPosition, data.PatientAge = "DX", "CHEST", "PA", "050Y"
+    data.Rows = data.Columns = side
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.PixelData = rng.integers(0, 4096, (side, side), dtype=np.uint16).tobytes()
+    for name, value in attributes.items():
+        if value is None:
+            del data[name]
+        else:
+            setattr(data, name, value)
+    return data
+
+
+def dicom_bytes(data: FileDataset) -> bytes:
+    stream = BytesIO()
+    with pydicom.config.disable_value_validation():
+        data.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def draw_dicom() -> Callable[..., bytes]:
+    """Return a function that draws a DICOM file: ``draw_dicom(seed, **attributes)``; it need not be valid."""
+
+    def draw(seed: int = 0, side: int = 80, **attributes: Any) -> bytes:
+        with pydicom.config.disable_value_validation():
+            return dicom_bytes(dicom(seed, side, **attributes))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def predict() -> Callable[..., httpx.Response]:
+    """Return a function that sends an image: ``predict(server, body, media_type, **options)``."""
+
+    def predict(server: Any, body: bytes, media_type: str = "image/png", **options: Any) -> httpx.Response:
+        headers = {"content-type": media_type} | options.pop("headers", {})
+        return httpx.post(f"{server.url}/v1/predict", content=body, headers=headers, timeout=60, **options)
+
+    return predict
+
+
+def query(state: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Ask a site's database."""
+    connection = sqlite3.connect(state / "overread.sqlite3", timeout=30)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[[Path, str], list[tuple[Any, ...]]]:
+    """Return a function that asks a site's database: ``ask(state, sql)``."""
+    return query
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[..., dict[str, float]]:
+    """Return a function that reads a server's metrics: ``metrics(server)`` -> series to value."""
+
+    def read(server: Any, **options: Any) -> dict[str, float]:
+        response = httpx.get(f"{server.url}/metrics", timeout=30, **options)
+        assert response.status_code == 200
+        lines = [line.rpartition(" ") for line in response.text.splitlines() if line and not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    return read
+
+
+def exchange(url: str, data: bytes, seconds: float = 10, half_close: bool = True) -> bytes:
+    """Send bytes on a connection of their own, and return all that comes back until the server closes it."""
+    host, port = re.match(r"http://([^:/]+):(\d+)", url).groups()  # type: ignore[union-attr]
+    received = b""
+    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        try:
+            connection.sendall(data)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            while block := connection.recv(65536):
+                received += block
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # the server had enough and closed; what it said before counts
+    return received
+
+
+@pytest.fixture(scope="session")
+def send_raw() -> Callable[..., bytes]:
+    """Return :func:`exchange`: ``send_raw(url, data, seconds)``."""
+    return exchange
+
+
+class Listener:
+    """A listener on loopback that counts who connects, and answers nothing."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(2)
+                try:
+                    self.heard.append(connection.recv(4096))
+                except OSError:
+                    self.heard.append(b"")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    """A listener that nobody should ever reach."""
+    listener = Listener()
+    yield listener
+    listener.close()
