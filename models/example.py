@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 ROWS, COLUMNS, SPACING_MM = 1024, 1024, 0.35
-UID_ROOT = "2.25.32768165408370120437106497430681130"
-"""Under 2.25, where anyone may make a UID from a UUID; fixed, so that the file's bytes are."""
 FILE_NAME = "chest-phantom.dcm"
+
+
+def _uid(of: str) -> UID:
+    """Make a UID from a UUID, which needs no registered root; fixed, so that the file's bytes are (PS3.5, B.2)."""
+    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, 'urn:overread:example:' + of).int}")
 
 
 def draw_chest() -> NDArray[np.uint16]:
@@ -63,15 +67,15 @@ def chest_phantom() -> bytes:
     pixels = draw_chest()
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = UID(UID_ROOT + ".3")
+    meta.MediaStorageSOPInstanceUID = _uid("instance")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID(UID_ROOT + ".9")
+    meta.ImplementationClassUID = _uid("implementation")
     meta.ImplementationVersionName = "OVERREAD"
     image = Dataset()
     image.file_meta = meta
     image.SOPClassUID = meta.MediaStorageSOPClassUID
     image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    image.StudyInstanceUID, image.SeriesInstanceUID = UID(UID_ROOT + ".1"), UID(UID_ROOT + ".2")
+    image.StudyInstanceUID, image.SeriesInstanceUID = _uid("study"), _uid("series")
     image.StudyDate = image.ContentDate = image.AcquisitionDate = "20240102"
     image.StudyTime = image.ContentTime = image.AcquisitionTime = "120000"
     image.PatientName, image.PatientID = "Phantom^Drawn", "PHANTOM-1"

@@ -14,7 +14,7 @@ from models.example import FILE_NAME, chest_phantom, main
 from models.imaging import read_image
 from models.preprocess import check_accepted
 
-SHA256 = "74f58f3ffed82595fddebbcea0d08160b8ce989022fd492b68fae6f375e82aed"
+SHA256 = "e45bfabcb51fe390b5a4449f7dcfe354a2577187f8cd56d83e4f9106737f1ca0"
 
 
 def test_it_is_a_valid_frontal_chest_x_ray() -> None:
