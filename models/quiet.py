@@ -19,4 +19,6 @@ def silence_readers() -> None:
     if wanted not in warnings.filters[:4]:
         warnings.filterwarnings("ignore", module=_READERS.pattern)
     logging.getLogger("pydicom").disabled = True
-    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold EXIF values
+    pillow = logging.getLogger("PIL")
+    if pillow.level != logging.WARNING:  # setting a level empties every logger's cache, which takes longer than a JPEG's header
+        pillow.setLevel(logging.WARNING)  # its debug lines hold EXIF values
