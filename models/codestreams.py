@@ -69,14 +69,12 @@ def parse_jpeg(data: bytes) -> Codestream:
     Refusal
         ``not_decodable`` if a marker is missing, cut or out of place.
     """
-    end = len(data.rstrip(b"\x00"))
+    end = len(data) - len(data[-64:]) + len(data[-64:].rstrip(b"\x00"))
     # A padding byte after the end marker may be 0 or 0xFF (a fill byte)
     if data[end - 2 : end] != b"\xff\xd9" and data[end - 3 : end] != b"\xff\xd9\xff":
         raise _broken("it has no end marker")
     if data[:2] != b"\xff\xd8":
         raise _broken("it has no start marker")
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise _broken("it has too many scans")
     frame: tuple[int, bytes] | None = None
     adobe: int | None = None
     position = 2
@@ -100,6 +98,9 @@ def parse_jpeg(data: bytes) -> Codestream:
         elif marker == 0xDA:
             if frame is None or len(body) < 4:
                 raise _broken("a scan comes before the frame header")
+            # Of a single component libjpeg reads one scan; the count below walks the whole stream
+            if frame[1][5] > 1 and data.count(b"\xff\xda") > MAX_SCANS:
+                raise _broken("it has too many scans")
             return _jpeg_facts(frame[0], frame[1], body, adobe)
         position += 2 + length
     raise _broken("it has no scan")

@@ -58,8 +58,9 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits) -> I
     header = flatten(raw, syntax, limits)
     word, length = _find_pixel_data(source, syntax)
     facts = pixel_header(header, syntax.coding, limits)
+    stored: bytes | memoryview
     if syntax.coding in ("native", "deflated"):
-        stored = _native_bytes(source, length, facts.native_bytes)
+        stored = _native_bytes(data, source, length, facts.native_bytes)
     else:
         if length != _UNDEFINED:
             raise Refusal("inconsistent_image", "The transfer syntax is a compressed one, the pixel data is not.")
@@ -172,14 +173,17 @@ def _find_pixel_data(source: BinaryIO, syntax: Syntax) -> tuple[bytes, int]:
         source.seek(length, 1)
 
 
-def _native_bytes(source: BinaryIO, length: int, expected: int) -> bytes:
+def _native_bytes(data: bytes, source: BinaryIO, length: int, expected: int) -> bytes | memoryview:
     if length == _UNDEFINED:
         raise Refusal("inconsistent_image", "The transfer syntax is an uncompressed one, the pixel data is not.")
     if length != expected + expected % 2:
         raise Refusal("inconsistent_image", "The pixel data has another length than the header says.")
+    stored: bytes | memoryview
     if isinstance(source, _Inflater):
         source.limit = source.tell() + length
-    stored = source.read(length)
+        stored = source.read(length)
+    else:
+        stored = memoryview(data)[source.tell() : source.tell() + length]  # the pixels are never copied
     if len(stored) != length:
         raise Refusal("not_decodable", "The file is cut within its pixel data.")
     return stored

@@ -25,7 +25,7 @@ JUDGED = (
 """Attributes in the digest, beside the transfer syntax, the pixel data and the age in years."""
 
 
-def digest(header: Dataset, transfer_syntax: str, age: float | None, stored: bytes) -> str:
+def digest(header: Dataset, transfer_syntax: str, age: float | None, stored: bytes | memoryview) -> str:
     """Return the SHA-256 of an image.
 
     Parameters
@@ -35,7 +35,7 @@ def digest(header: Dataset, transfer_syntax: str, age: float | None, stored: byt
     transfer_syntax : str
         UID.
     age : float or None, years
-    stored : bytes
+    stored : bytes or memoryview
         Pixel data without padding; of compressed data the joined fragments.
 
     Notes

@@ -107,13 +107,13 @@ class PixelHeader:
 
 
 def decode_pixels(
-    data: bytes, syntax: Syntax, header: PixelHeader, overlaid: bool, target: tuple[int, int] | None, limits: Limits
+    data: bytes | memoryview, syntax: Syntax, header: PixelHeader, overlaid: bool, target: tuple[int, int] | None, limits: Limits
 ) -> tuple[NDArray[Any], Extent | None]:
     """Decode one frame.
 
     Parameters
     ----------
-    data : bytes
+    data : bytes or memoryview
         The stored pixel data: native without padding, or the frame's fragments joined.
     syntax, header
     overlaid : bool
@@ -136,19 +136,20 @@ def decode_pixels(
         ``inconsistent_image``, ``not_decodable``, ``unsupported_transfer_syntax`` or ``image_too_large``.
     """
     extent: Extent | None = None
+    frame = data if isinstance(data, bytes) else b""  # only native data comes as a view
     if syntax.coding in ("native", "deflated"):
         pixels = _native(data, syntax, header)
     elif syntax.coding == "rle":
-        pixels = _rle(data, header)
+        pixels = _rle(frame, header)
     else:
-        stream = parse_jpeg2000(data) if syntax.coding == "jpeg2000" else parse_jpeg(data)
+        stream = parse_jpeg2000(frame) if syntax.coding == "jpeg2000" else parse_jpeg(frame)
         _check_codestream(stream, syntax, header)
         if syntax.coding == "jpeg2000":
-            pixels, extent = _jpeg2000(data, stream, header, target, limits)
+            pixels, extent = _jpeg2000(frame, stream, header, target, limits)
         elif syntax.coding == "jpegls":
-            pixels = imagecodecs.jpegls_decode(data)
+            pixels = imagecodecs.jpegls_decode(frame)
         else:
-            pixels, extent = _jpeg(data, stream, header, target)
+            pixels, extent = _jpeg(frame, stream, header, target)
     if header.samples != (pixels.shape[2] if pixels.ndim == 3 else 1):
         raise Refusal("inconsistent_image", "The pixel data has another number of samples than the header says.")
     if pixels.dtype != header.dtype:
@@ -160,7 +161,7 @@ def decode_pixels(
     return pixels, extent
 
 
-def _native(data: bytes, syntax: Syntax, header: PixelHeader) -> NDArray[Any]:
+def _native(data: bytes | memoryview, syntax: Syntax, header: PixelHeader) -> NDArray[Any]:
     stored = np.frombuffer(data, header.dtype.newbyteorder(">" if syntax.big_endian else "<"))
     stored = stored.astype(header.dtype, copy=False)
     shape = (header.rows, header.columns)
@@ -285,5 +286,5 @@ def _check_range(pixels: NDArray[Any], header: PixelHeader) -> None:
     if header.stored == header.allocated:
         return
     low, high = (-(1 << header.stored - 1), (1 << header.stored - 1) - 1) if header.signed else (0, (1 << header.stored) - 1)
-    if pixels.min() < low or pixels.max() > high:
+    if pixels.max() > high or (header.signed and pixels.min() < low):
         raise Refusal("inconsistent_image", "Pixel values need more bits than BitsStored.")

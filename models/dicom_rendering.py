@@ -23,7 +23,7 @@ _CHAIN = (
 def rendering(header: Dataset, facts: PixelHeader) -> Rendering:
     """Return how stored values are displayed.
 
-    The chain is evaluated once for every possible stored value (up to 16 bits), by pydicom's own functions.
+    The chain is evaluated by pydicom's own functions; tables and sigmoids once for every possible stored value.
 
     Raises
     ------
@@ -45,8 +45,8 @@ def rendering(header: Dataset, facts: PixelHeader) -> Rendering:
     linear = not ("ModalityLUTSequence" in chain or "VOILUTSequence" in chain or stated(chain, "VOILUTFunction") == "SIGMOID")
     if facts.stored > 16 and not linear:
         raise Refusal("unsupported_transfer_syntax", "Look-up tables over more than 16 bits are not read here.")
-    # The chain is monotone or a table: up to 16 bits every value is tried, beyond that the two ends bound a linear one
-    domain: NDArray[Any] = np.arange(lowest, highest + 1) if facts.stored <= 16 else np.array([lowest, highest])
+    # A linear chain is monotone, so its two ends bound it; otherwise every value is tried
+    domain: NDArray[Any] = np.array([lowest, highest]) if linear else np.arange(lowest, highest + 1)
     try:
         shown = np.asarray(shown_values(domain.astype(facts.dtype), chain), dtype=np.float64)
     except (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError) as error:
@@ -55,5 +55,6 @@ def rendering(header: Dataset, facts: PixelHeader) -> Rendering:
     if not np.isfinite([low, high]).all() or low == high:
         raise Refusal("inconsistent_image", "The header's rescaling or window leaves no image.")
     invert = facts.photometric == "MONOCHROME1"
-    table = (low + high - shown if invert else shown).astype(np.float32) if facts.stored <= 16 else None
-    return Rendering(low, high, lowest, table, chain if linear else None, invert)
+    if linear:
+        return Rendering(low, high, chain=chain, invert=invert)
+    return Rendering(low, high, lowest, (low + high - shown if invert else shown).astype(np.float32))

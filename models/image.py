@@ -47,8 +47,8 @@ class Rendering:
     offset : int
         Stored value of the table's first row.
     table : (N,) or (N, 3) float32, or None
-        Display value (or RGB colour) of every stored value; None where stored values are display values already, and for
-        32-bit values, whose table would not fit.
+        Display value (or RGB colour) of every stored value; None where there is a chain, or where stored values are display
+        values already.
     chain : Dataset or None
         The DICOM attributes of a chain that is linear up to clipping, and can therefore be applied after resizing.
     invert : bool
@@ -65,17 +65,23 @@ class Rendering:
     @property
     def after_resizing(self) -> bool:
         """Whether the chain may be applied to interpolated values; tables and palettes may not."""
-        return self.table is None or self.chain is not None
+        return self.table is None
 
     def look_up(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Render stored values of any shape; a palette adds a last axis of 3."""
-        if self.table is None:
-            return self.evaluate(stored)
+        table, offset = self.table, self.offset
+        if table is None:
+            offset = int(stored.min())
+            span = int(stored.max()) - offset + 1
+            if span > stored.size:
+                return self.evaluate(stored)
+            # Fewer values than pixels: the chain is evaluated once a value
+            table = self.evaluate(np.arange(offset, offset + span))
         # take() widens its indices to the platform's integer: a strip at a time keeps that small
-        out = np.empty(stored.shape + self.table.shape[1:], np.float32)
+        out = np.empty(stored.shape + table.shape[1:], np.float32)
         for first in range(0, len(stored), 256):
             strip = stored[first : first + 256]
-            np.take(self.table, strip.astype(np.intp) - self.offset, axis=0, out=out[first : first + 256], mode="clip")
+            np.take(table, strip.astype(np.intp) - offset, axis=0, out=out[first : first + 256], mode="clip")
         return out
 
     def evaluate(self, values: NDArray[Any]) -> NDArray[np.float32]:
