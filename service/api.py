@@ -78,7 +78,8 @@ class Api:
         except Refusal as refusal:
             code, response = _refused(refusal, route)
         except ClientDisconnect:
-            return
+            # Nobody reads this, but BentoML keeps a request that says nothing until its time is over.
+            code, response = _refused(Refusal("bad_request", "The client went away."), route)
         except Exception as error:  # noqa: BLE001  (last line of defence: a fault of ours must be answered, and be seen)
             _log_fault(error)
             code, response = _refused(Refusal("internal_error"), route)

@@ -16,7 +16,7 @@ from models.errors import Refusal
 from service.schemas import problem
 
 MAX_HEAD_BYTES = 64 * 1024
-HEAD_SECONDS = 20.0
+HEAD_SECONDS = 10.0
 MAX_UNREAD_BYTES = 1024 * 1024
 
 
