@@ -1,0 +1,65 @@
+"""Every benchmark runs in its shortest form, and every committed result says how it was made and what it missed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if '"--scale"' in path.read_text())
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+KEYS = {"command", "commit", "date", "machine", "scale", "seeds", "rows", "goals"}
+
+
+def faults(document: dict[str, Any]) -> list[str]:
+    """List what is wrong with a result."""
+    found = [f"keys {sorted(set(document) ^ KEYS)}"] if set(document) != KEYS else []
+    if found:
+        return found
+    if not document["rows"]:
+        found.append("no rows")
+    if document["scale"] == "smoke" and document["goals"]:
+        found.append("a smoke run judges goals")
+    if document["scale"] != "smoke" and len(document["seeds"]) < 3:
+        found.append("fewer than three seeds")
+    found += [f"goal {goal}" for goal in document["goals"] if set(goal) != {"name", "value", "goal", "met"}]
+    return found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
+def test_smoke(script: Path, data_root: Path) -> None:
+    command = [sys.executable, str(script), "--scale", "smoke"]
+    if '"--data"' in script.read_text():
+        command += ["--data", str(data_root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    document = json.loads((ROOT / "build" / "benchmarks" / f"{script.stem}.json").read_text())
+    assert document["scale"] == "smoke"
+    assert faults(document) == []
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda path: path.stem)
+def test_committed_results_are_whole(file: Path) -> None:
+    document = json.loads(file.read_text())
+    assert document["scale"] in {"small", "paper"}
+    assert faults(document) == []
+    script = re.fullmatch(r"python (benchmarks/\w+\.py) .*--scale (small|paper).*", document["command"])
+    assert script
+    assert (ROOT / script[1]).exists()
+    assert file.with_suffix(".png").exists() or file.with_suffix(".svg").exists()
+
+
+def test_a_result_without_its_command_or_with_two_seeds_is_seen() -> None:
+    whole = {key: [1, 2, 3] for key in KEYS} | {"scale": "small", "goals": []}
+    assert faults(whole) == []
+    assert faults({key: value for key, value in whole.items() if key != "command"})
+    assert faults(whole | {"seeds": [0, 1]})
+    assert faults(whole | {"scale": "smoke", "goals": [{"name": "x", "value": 1, "goal": 1, "met": True}]})
