@@ -20,7 +20,7 @@ from models.networks.loss_prediction import LossPrediction
 from training.augmentation import augment
 from training.config import Run, RunConfig, make_config, read_input_spec, read_run, versions, write_json
 from training.data import Manifest, check_splits, load_images, read_manifest, split_of
-from training.fit import WEIGHTS, fit
+from training.fit import WEIGHTS, fit, load_safely
 from training.losses import ranking_loss
 
 PARTS = ("classifier", "loss_prediction")
@@ -127,7 +127,7 @@ def load_weights(folder: Path) -> ClassifierTraining:
     run = read_run(folder)
     if not (folder / WEIGHTS).exists():
         raise Refusal("config_invalid", "The run is not finished: give the training command again, and it goes on.")
-    weights = torch.load(folder / WEIGHTS, weights_only=True)
+    weights = load_safely(folder / WEIGHTS)
     module = ClassifierTraining(run.config)
     for name in PARTS:
         module.get_submodule(name).load_state_dict(weights[name])

@@ -239,6 +239,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if (options.target / "card.json").exists():
         return check_package(options.target, options.data, options.run)
+    if options.run is not None:
+        parser.error("--run goes with a model package")
     run = read_run(options.target)
     predictor = draft(options.target)
     images = _load(options.data, run.config, run.data_sha256)

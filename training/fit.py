@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch.utils.data import DataLoader, TensorDataset
 
+from models.errors import Refusal
 from training.config import RunConfig
 from training.data import BalancedBatches, ImageSet
 
@@ -50,6 +52,22 @@ def _quiet() -> Iterator[None]:
     log.setLevel(level)
 
 
+def load_safely(file: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values; nothing in it is run.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if it is damaged or holds anything else.
+    """
+    try:
+        loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no exception of its own: zip, unpickling, end of file and key errors
+        message = f"{file.name} of the run is damaged ({type(error).__name__}): delete it, and give the command again."
+        raise Refusal("config_invalid", message) from error
+    return loaded
+
+
 def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConfig, images: ImageSet, folder: Path) -> None:
     """Train a module, from the last checkpoint if there is one.
 
@@ -74,9 +92,8 @@ def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConf
     tensors, labels = torch.from_numpy(images.tensors), torch.from_numpy(images.labels)
     groups = [(row.domain, row.label) for row in images.rows]
     batches = BalancedBatches(groups, config.steps_per_epoch, config.batch_size, config.seed)
-    checkpoint = folder / CHECKPOINT
-    resumed = checkpoint if checkpoint.exists() else None
-    done = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if resumed else 0
+    resumed = folder / CHECKPOINT if (folder / CHECKPOINT).exists() else None
+    done = int(load_safely(resumed)["global_step"]) if resumed else 0
     going_on = f", going on from step {done}" if done else ""
     print(f"{', '.join(config.domains)}: {config.total_steps} steps{going_on}", flush=True)
     with _quiet():

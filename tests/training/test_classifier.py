@@ -27,6 +27,19 @@ def config(spec_file: Path) -> RunConfig:
     )  # fmt: skip
 
 
+def _run_planted() -> None:
+    Planted.ran = True
+
+
+class Planted:
+    """What a checkpoint must not be able to do: run code when it is read."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _run_planted, ()
+
+
 def gradients(config: RunConfig, joint: bool) -> tuple[float, float]:
     """Return the gradient, of the ranking loss alone, on the features and on the loss prediction module."""
     torch.manual_seed(0)
@@ -150,6 +163,22 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     for part in ours:
         for name, value in ours[part].items():
             torch.testing.assert_close(value, theirs[part][name], rtol=0, atol=0, msg=f"{part}.{name} differs")
+
+
+def test_damaged_or_foreign_weights_are_refused_and_nothing_in_them_is_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy)
+    load_weights(copy)
+    whole = (copy / "model.pt").read_bytes()
+    torch.save({"classifier": Planted()}, copy / "planted.pt")
+    for content in (b"", whole[: len(whole) // 2], (copy / "planted.pt").read_bytes()):
+        (copy / "model.pt").write_bytes(content)
+        with pytest.raises(Refusal, match="damaged") as caught:
+            load_weights(copy)
+        assert caught.value.code == "config_invalid"
+    assert not Planted.ran
+    torch.load(copy / "planted.pt", weights_only=False)
+    assert Planted.ran  # control: an unsafe reader runs it
 
 
 @pytest.mark.usefixtures("small")
