@@ -205,8 +205,8 @@ def _jpeg2000_facts(size: bytes, coding: bytes, high_throughput: bool) -> Codest
     )
 
 
-def check_rle(data: bytes, planes: int) -> None:
-    """Check the header of an RLE frame: one segment a byte plane, in order, within the data.
+def split_rle(data: bytes, planes: int) -> list[bytes]:
+    """Check the header of an RLE frame, and return its segments: one a byte plane, in order, most significant first.
 
     Raises
     ------
@@ -218,6 +218,7 @@ def check_rle(data: bytes, planes: int) -> None:
     count, *offsets = struct.unpack_from("<16I", data)
     if count != planes:
         raise Refusal("inconsistent_image", "The RLE data has another number of byte planes than the header says.")
-    used = [*offsets[:count], len(data)]
-    if used[0] != 64 or any(a >= b for a, b in itertools.pairwise(used)) or any(offsets[count:]):
+    bounds = [*offsets[:count], len(data)]
+    if bounds[0] != 64 or any(a >= b for a, b in itertools.pairwise(bounds)) or any(offsets[count:]):
         raise _broken("its RLE segments are out of order")
+    return [data[a:b] for a, b in itertools.pairwise(bounds)]

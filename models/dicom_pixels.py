@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from models.codestreams import Codestream, check_rle, parse_jpeg, parse_jpeg2000
+from models.codestreams import Codestream, parse_jpeg, parse_jpeg2000, split_rle
 from models.errors import Refusal
 from models.image import Limits
 
@@ -177,15 +177,25 @@ def _native(data: bytes | memoryview, syntax: Syntax, header: PixelHeader) -> ND
 
 
 def _rle(data: bytes, header: PixelHeader) -> NDArray[Any]:
-    check_rle(data, header.samples * header.allocated // 8)
-    # The output's size is given, so that a bomb cannot unfold
-    decoded = imagecodecs.dicomrle_decode(data, header.dtype.newbyteorder("<"), out=header.native_bytes)
-    if len(decoded) != header.native_bytes:
-        raise Refusal("inconsistent_image", "The RLE data decodes to another size than the header says.")
-    stored = np.frombuffer(decoded, header.dtype)
-    if header.samples == 1:
-        return stored.reshape(header.rows, header.columns)
-    return np.ascontiguousarray(stored.reshape(header.samples, header.rows, header.columns).transpose(1, 2, 0))
+    shape, width = (header.rows, header.columns), header.allocated // 8
+    segments = split_rle(data, header.samples * width)
+    samples = []
+    for first in range(0, len(segments), width):
+        sample: NDArray[Any] | None = None
+        for segment in segments[first : first + width]:
+            # The output's size is given, so that a bomb cannot unfold
+            plane = imagecodecs.packbits_decode(segment, out=header.rows * header.columns)
+            if len(plane) != header.rows * header.columns:
+                raise Refusal("inconsistent_image", "The RLE data decodes to another size than the header says.")
+            byte = np.frombuffer(plane, np.uint8)
+            if sample is None:
+                sample = byte.astype(f"u{width}")
+            else:
+                sample <<= 8
+                sample |= byte
+        assert sample is not None
+        samples.append(sample.reshape(shape).view(header.dtype))
+    return samples[0] if header.samples == 1 else np.stack(samples, axis=2)
 
 
 def _check_codestream(stream: Codestream, syntax: Syntax, header: PixelHeader) -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import pydicom
 from PIL import Image as Pillow
@@ -20,6 +19,7 @@ from PIL import Image as Pillow
 from models.errors import Refusal
 from models.imaging import read_image
 from tests.models.dicom_files import DEFLATED, EXPLICIT, element, raw_file, raw_header
+from tests.models.memory import forget_peak, megabytes
 
 MEGABYTES = 500
 
@@ -98,19 +98,12 @@ def plain(name: str, data: bytes) -> None:
         pydicom.dcmread(io.BytesIO(data))
 
 
-def memory(name: str) -> float:
-    """Megabytes, from the kernel's account of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
-
-
 def main() -> int:
     name = sys.argv[1]
     data = BOMBS[name]()
     # What is only loaded at the first use is loaded before anything is measured
     read_image(raw_file(raw_header(4, 4) + element(0x7FE0, 0x10, "OW", bytes(range(16)) * 2), EXPLICIT))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the bomb does not count
-    before = memory("VmRSS")
+    before = forget_peak()
     code, start = "", time.perf_counter()
     if "--plain" in sys.argv:
         plain(name, data)
@@ -120,7 +113,7 @@ def main() -> int:
         except Refusal as refusal:
             code = refusal.code
     seconds = time.perf_counter() - start
-    grown = memory("VmHWM") - before
+    grown = megabytes("VmHWM") - before
     json.dump({"code": code, "seconds": seconds, "grown_mb": grown, "bytes": len(data)}, sys.stdout)
     return 0
 

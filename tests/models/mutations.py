@@ -12,7 +12,6 @@ import collections
 import io
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -26,6 +25,7 @@ import pydicom
 from models.errors import Refusal
 from models.image import Image
 from models.imaging import read_image
+from tests.models.memory import forget_peak, megabytes
 
 KINDS = ("truncate", "header_bytes", "bit_flips", "length_field", "rows", "cut_span", "pixel_bytes")
 
@@ -116,7 +116,7 @@ def run(folder: Path, first: int, last: int, decoder: Callable[[bytes, int], Ima
             decode(path.read_bytes(), 0)
         except Refusal:
             continue
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     for number in range(first, last):
         path, kind, data = recipe(folder, number)
         if progress:
@@ -130,7 +130,7 @@ def run(folder: Path, first: int, last: int, decoder: Callable[[bytes, int], Ima
         except BaseException:  # noqa: BLE001  # whatever escapes is the finding
             failures.append(f"{number} {path.name} {kind}: {traceback.format_exc(limit=-2)}")
         slowest = max(slowest, (time.process_time() - start, f"{number} {path.name} {kind}"))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = megabytes("VmHWM") - before
     return {"codes": codes, "failures": failures, "slowest": slowest, "grown_mb": grown}
 
 
