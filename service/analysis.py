@@ -69,6 +69,10 @@ class Site:
         self.predictors = {predictor.card.name: predictor for predictor in loaded}
         if len(self.predictors) < len(loaded):
             raise Refusal("config_invalid", "OVERREAD_MODELS: two model packages have the same name.")
+        # The same for every image of a model, so worked out once.
+        self._rows = {name: model_row(predictor) for name, predictor in self.predictors.items()}
+        self._limits = {name: settings.triage(predictor.card.triage) for name, predictor in self.predictors.items()}
+        self._digests = {name: triage_sha256(limits) for name, limits in self._limits.items()}
         self.telemetry = Telemetry()
         self.store = Store(settings.database)
         self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
@@ -126,8 +130,7 @@ class Site:
         notes = [code for code, _ in check_accepted(image, spec)]
         uid = _uid(image)
         key = result_id(image.sha256, predictor.sha256)
-        limits = self.settings.triage(predictor.card.triage)
-        digest = triage_sha256(limits)
+        limits, digest = self._limits[predictor.card.name], self._digests[predictor.card.name]
         stored = self.store.find(key)
         known = self.store.verdict(key, uid, digest) if stored else None
         picture = None
@@ -136,7 +139,7 @@ class Site:
             self.telemetry.decode.labels(image.media_type).observe(time.perf_counter() - started)
             prediction = self._predict(predictor, tensor, heatmap)
             picture = _heatmap(prediction, predictor.card, image) if heatmap else None
-            stored = stored or Stored(result_row(image, prediction, predictor, notes), model_row(predictor))
+            stored = stored or Stored(result_row(image, prediction, predictor, notes), self._rows[predictor.card.name])
         return Analysis(stored, predictor, uid, limits, digest, known[1] if known else None, picture)
 
     def conclude(self, analysis: Analysis) -> Answer:

@@ -133,8 +133,9 @@ class Store:
     """
 
     def __init__(self, file: Path) -> None:
-        self._reader = self._engine(file, "BEGIN")
-        self._writer = self._engine(file, "BEGIN IMMEDIATE")
+        self._reader = self._engine(file)
+        self._writer = self._engine(file)
+        sa.event.listen(self._writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         # One writer at a time is SQLite's rule; waiting here is fair and quick, waiting in SQLite is polling.
         self._turn = threading.Lock()
         with _coded():
@@ -149,18 +150,17 @@ class Store:
                 os.close(lock)
 
     @staticmethod
-    def _engine(file: Path, begin: str) -> sa.Engine:
-        engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": BUSY_SECONDS}, pool_size=32, max_overflow=32)
+    def _engine(file: Path) -> sa.Engine:
+        # Every transaction ends with its block, so connections need no second rollback when they go back to the pool.
+        options = {"pool_size": 32, "max_overflow": 32, "pool_reset_on_return": None}
+        engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": BUSY_SECONDS}, **options)
 
         @sa.event.listens_for(engine, "connect")
         def _connect(connection: sqlite3.Connection, _: object) -> None:
-            connection.isolation_level = None  # transactions are begun by us, below
+            # Transactions are begun by us; what is only read is one statement, or rows that never change.
+            connection.isolation_level = None
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}")
-
-        @sa.event.listens_for(engine, "begin")
-        def _begin(connection: sa.Connection) -> None:
-            connection.exec_driver_sql(begin)
 
         return engine
 
