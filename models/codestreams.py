@@ -37,6 +37,8 @@ class Codestream:
         JPEG lossless: the selection value.
     levels : int
         JPEG 2000: resolution levels that may be dropped.
+    colour_transform : bool
+        JPEG 2000: the components are transformed from RGB, and decoded to it.
     adobe : int or None
         JPEG: the colour transform of the Adobe marker.
     rgb : bool
@@ -53,6 +55,7 @@ class Codestream:
     lossless: bool = False
     predictor: int = 0
     levels: int = 0
+    colour_transform: bool = False
     adobe: int | None = None
     rgb: bool = False
 
@@ -202,6 +205,7 @@ def _jpeg2000_facts(size: bytes, coding: bytes, high_throughput: bool) -> Codest
         signed=bool(depth & 0x80),
         lossless=transform == 1,
         levels=levels,
+        colour_transform=coding[4] == 1,
     )
 
 

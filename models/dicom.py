@@ -18,8 +18,9 @@ from pydicom.valuerep import VR
 
 from models.dicom_header import age_years, flatten, has_embedded_overlay, pixel_header, spacing_mm
 from models.dicom_identity import digest
-from models.dicom_pixels import SYNTAXES, Syntax, decode_pixels
+from models.dicom_pixels import decode_pixels
 from models.dicom_rendering import rendering
+from models.dicom_syntaxes import SYNTAXES, Syntax
 from models.errors import Refusal
 from models.image import Image, Limits
 

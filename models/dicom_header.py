@@ -15,7 +15,8 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from models.dicom_identity import JUDGED
-from models.dicom_pixels import PixelHeader, Syntax
+from models.dicom_pixels import PixelHeader
+from models.dicom_syntaxes import Syntax
 from models.errors import Refusal
 from models.image import Limits
 

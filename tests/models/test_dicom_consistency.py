@@ -12,16 +12,17 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 
-from models.dicom_pixels import SYNTAXES
+from models.dicom_syntaxes import SYNTAXES
 from models.errors import Refusal
 from models.imaging import Image, read_image
-from tests.models.dicom_files import EXPLICIT, dataset, dicom, ramp, relabelled, written
+from tests.models.dicom_files import EXPLICIT, compressed, dataset, dicom, ramp, relabelled, written
 
 COMPRESSED = ("rle", "jpeg", "jpegls", "jpeg2000")
 SUBSETS = {
@@ -217,6 +218,23 @@ def test_a_header_is_refused_with_its_code(attributes: dict[str, object], code: 
     with pytest.raises(Refusal) as refused:
         read_image(dicom(ramp(), 12, **attributes))
     assert refused.value.code == code
+
+
+def test_a_colour_transform_against_the_photometric_interpretation_is_refused() -> None:
+    colour = np.arange(24 * 24 * 3, dtype=np.uint16).astype(np.uint8).reshape(24, 24, 3)
+    options = {"level": 0, "codecformat": "j2k", "reversible": True}
+    streams = {mct: imagecodecs.jpeg2k_encode(colour, mct=mct, colorspace="SRGB", **options) for mct in (True, False)}
+    for mct, photometric, read in (
+        (True, "YBR_RCT", True),
+        (True, "RGB", True),
+        (True, "YBR_FULL", False),
+        (False, "RGB", True),
+        (False, "YBR_RCT", False),
+    ):
+        data = compressed(streams[mct], "1.2.840.10008.1.2.4.90", colour, PhotometricInterpretation=photometric)
+        assert accepted(data) == read, (mct, photometric)
+        if read:
+            assert np.array_equal(read_image(data).pixels, colour)
 
 
 def test_data_after_the_frame_is_refused() -> None:

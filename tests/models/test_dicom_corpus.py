@@ -20,7 +20,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 
 from models.dicom_header import CODINGS, SAMPLES
-from models.dicom_pixels import SYNTAXES
+from models.dicom_syntaxes import SYNTAXES
 from models.errors import Refusal
 from models.imaging import read_image
 from tests.conftest import ROOT
