@@ -1,0 +1,285 @@
+"""Does a doubt find the errors on a domain that was never seen? From the checkpoints that generalization.py leaves.
+
+python benchmarks/doubt.py --data FOLDER --scale small --work runs/benchmarks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from benchmarks import report
+from benchmarks.domain_training import Method, Recipe, Run, build, outputs
+from benchmarks.domains import SOURCES, Domains, load
+from benchmarks.doubt_scores import Floats, alarm, judge, mahalanobis, mc_dropout, together, vim
+from benchmarks.generalization import MOST, RECIPES, SEEDS, Cell, interval, lines
+from models.networks.loss_prediction import LossPrediction
+from models.uncertainty import entropy, softmax
+from training.calibrate import cross_entropy, fit_temperature
+from training.export import fit_distance
+from training.losses import ranking_loss
+from training.metrics import auroc
+
+BASE = Method(strong=True)
+JOINT = Method(strong=True, joint=True)
+SERVED = "predicted loss and domain distance"
+COMPARATORS = ("entropy", "MC dropout", "Mahalanobis", "ViM")
+OF_CELL = ("error", "unseen_auroc", "predicted_mean", "true_mean", "predicted_home", "true_home", "alarm_power", "alarm_false")
+SCANS = 50
+TRIALS = {"smoke": 4, "small": 200, "paper": 1000}
+HEAD_STEPS = {"smoke": 5, "small": 500, "paper": 2000}
+
+
+def trained(data: Domains, cell: Cell, recipe: Recipe, folder: Path, indices: NDArray[np.int64]) -> tuple[Any, LossPrediction]:
+    """Return the networks of a cell, from its checkpoint, or trained now on these images."""
+    file = folder / f"{cell.key}.pt"
+    if not file.exists():
+        run = Run(data, cell.method, recipe, cell.seed)
+        run.train(indices)
+        torch.save(run.state(), file)
+    network, head = build(data, cell.method, recipe)
+    weights = torch.load(file, weights_only=True)
+    network.load_state_dict(weights["classifier"])
+    head.load_state_dict(weights["loss_prediction"])
+    return network.eval(), head.eval()
+
+
+def held_out_losses(
+    data: Domains, indices: NDArray[np.int64], recipe: Recipe, seed: int, folder: Path
+) -> tuple[NDArray[np.float64], str]:
+    """Return each training image's loss under a sibling that did not see it, and how siblings were made.
+
+    A sibling never sees one of the source domains where at least two of them have every class; otherwise half of the patients.
+    """
+    domains = data.domains[indices]
+    whole = [
+        name for name in np.unique(domains) if len(set(data.labels[indices[domains == name]])) == len(SOURCES[data.name].classes)
+    ]
+    if len(whole) > 1:
+        groups, how = domains, "leave one domain out"
+    else:
+        halves = np.random.default_rng(seed).permutation(np.unique(data.patients[indices]))
+        groups, how = np.where(np.isin(data.patients[indices], halves[::2]), "even", "odd"), "out of fold"
+    losses = np.zeros(len(indices))
+    for group in np.unique(groups):
+        rest, out = indices[groups != group], indices[groups == group]
+        seen = "+".join(np.unique(data.domains[rest])) + ("" if len(whole) > 1 else f"-without-{group}")
+        network, _ = trained(data, Cell(data.name, f"seen-{seen}", BASE, seed), recipe, folder, rest)
+        losses[groups == group] = cross_entropy(outputs(network, data.images[out])[0], data.labels[out], 1.0)
+    return losses, how
+
+
+def as_maps(stages: list[Floats]) -> list[Tensor]:
+    """Return channel means as maps of one pixel, which is all that a loss prediction module sees of a map."""
+    return [torch.from_numpy(part[:, : part.shape[1] // 2].copy())[:, :, None, None] for part in stages]
+
+
+def fit_head(stages: list[Floats], losses: Floats, recipe: Recipe, steps: int, seed: int) -> LossPrediction:
+    """Fit a loss prediction module to losses by ranking them, on features that stay as they are."""
+    torch.manual_seed(seed)
+    head = LossPrediction(recipe.widths)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.05)
+    maps, target = as_maps(stages), torch.from_numpy(losses)
+    for _ in range(steps):
+        chosen = torch.randint(0, len(target), (min(128, len(target)),))
+        optimizer.zero_grad()
+        torch.autograd.backward(ranking_loss(head([part[chosen] for part in maps]), target[chosen], 1.0))
+        optimizer.step()
+    return head.eval()
+
+
+@torch.no_grad()
+def predict(head: LossPrediction, stages: list[Floats]) -> NDArray[np.float32]:
+    """Return the loss scores (N,)."""
+    return np.asarray(head(as_maps(stages)).numpy())
+
+
+def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path) -> dict[str, Any]:
+    """Return the line of one data set, target and seed: every doubt judged on the target."""
+    started = time.process_time()
+    train, validation, target = data.split(cell.target, cell.seed)
+    network, _ = trained(data, cell, recipe, folder, train)
+    logits, stages = outputs(network, data.images)
+    features = stages[-1][:, : recipe.widths[-1]]
+    weight, bias = network.head.weight.detach().numpy(), network.head.bias.detach().numpy()
+    temperature = fit_temperature(logits[validation], data.labels[validation], np.full(len(validation), 1 / len(validation)))
+    losses = cross_entropy(logits, data.labels, temperature)
+    wrong = logits.argmax(1) != data.labels
+
+    def at(indices: NDArray[np.int64]) -> list[Floats]:
+        return [part[indices] for part in stages]
+
+    sibling_losses, how = held_out_losses(data, train, recipe, cell.seed, folder)
+    head = fit_head(at(train), sibling_losses, recipe, HEAD_STEPS[scale], cell.seed)
+    own = fit_head(at(validation), cross_entropy(logits, data.labels, 1.0)[validation], recipe, HEAD_STEPS[scale], cell.seed)
+    statistics = np.concatenate(stages, axis=1)
+    distance = fit_distance(statistics[train], [str(name) for name in data.domains[train]])
+    with torch.no_grad():
+        far = distance(torch.from_numpy(statistics)).numpy()
+    loss = predict(head, stages)
+    doubts = {
+        SERVED: together(loss[target], far[target]),
+        "predicted loss, held-out errors": loss[target],
+        "predicted loss, validation errors": predict(own, at(target)),
+        "domain distance": far[target],
+        "entropy": entropy(softmax(logits[target], 1.0)),
+        "MC dropout": mc_dropout(features[target], weight, bias, recipe.dropout, 20, cell.seed),
+        "Mahalanobis": mahalanobis(features[train], data.labels[train], features[target]),
+        "ViM": vim(features[train], logits[train], features[target], logits[target], weight, bias),
+    }
+    judged = {name: judge(wrong[target], losses[target], doubt) for name, doubt in doubts.items()}
+    judged["predicted loss, joint (its own network)"] = _joint(cell, data, recipe, folder, train, target)
+    both = np.concatenate([validation, target])
+    unit = IsotonicRegression(out_of_bounds="clip").fit(loss[validation], losses[validation])
+    return {
+        "key": cell.key, "data": cell.data, "target": cell.target, "seed": cell.seed, "siblings": how, "doubts": judged,
+        "error": float(wrong[target].mean()), "n": len(target), "unseen_auroc": auroc(np.isin(both, target), far[both]),
+        "predicted_mean": float(unit.predict(loss[target]).mean()), "true_mean": float(losses[target].mean()),
+        "predicted_home": float(unit.predict(loss[validation]).mean()), "true_home": float(losses[validation].mean()),
+        **site_alarm(data, features, validation, target, TRIALS[scale], cell.seed),
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }  # fmt: skip
+
+
+def _joint(
+    cell: Cell, data: Domains, recipe: Recipe, folder: Path, train: NDArray[np.int64], target: NDArray[np.int64]
+) -> dict[str, float]:
+    network, head = trained(data, Cell(cell.data, cell.target, JOINT, cell.seed), recipe, folder, train)
+    logits, stages = outputs(network, data.images[target])
+    labels = data.labels[target]
+    entropies = judge(logits.argmax(1) != labels, cross_entropy(logits, labels, 1.0), entropy(softmax(logits, 1.0)))
+    found = judge(logits.argmax(1) != labels, cross_entropy(logits, labels, 1.0), predict(head, stages))
+    accuracy = float((logits.argmax(1) == labels).mean())
+    return found | {"accuracy": accuracy, "entropy_error_auroc": entropies["error_auroc"]}
+
+
+def site_alarm(
+    data: Domains, features: Floats, validation: NDArray[np.int64], target: NDArray[np.int64], trials: int, seed: int
+) -> dict[str, Any]:
+    """Return how often samples of the unseen domain, and of the known ones, raise the alarm.
+
+    In every trial a random half of a domain's validation images is what samples are compared with, and the other half is where
+    samples that must raise no alarm come from. Domains of few images are left out, unless all are.
+    """
+    random = np.random.default_rng(seed)
+    parts = [validation[data.domains[validation] == name] for name in np.unique(data.domains[validation])]
+    parts = [part for part in parts if len(part) >= 2 * SCANS] or [max(parts, key=len)]
+    size = min(SCANS, *(len(part) // 2 for part in parts))
+    power, false = [], []
+    for trial in range(trials):
+        orders = [random.permutation(part) for part in parts]
+        known = [features[order[len(order) // 2 :]] for order in orders]
+        new = random.choice(target, min(SCANS, len(target)), replace=False)
+        power.append(alarm(known, features[new], random))
+        same = orders[trial % len(parts)]
+        false.append(alarm(known, features[same[: len(same) // 2][:size]], random))
+    return {
+        "alarm_power": float(np.mean(power)), "alarm_false": float(np.mean(false)), "alarm_known": len(parts),
+        "alarm_false_scans": size,
+    }  # fmt: skip
+
+
+def cells(scale: str) -> list[Cell]:
+    """Return all cells of a scale, one seed of everything before the next."""
+    seeds, most = (SEEDS[:1], 1) if scale == "smoke" else (SEEDS, None)
+    return [
+        Cell(name, target, BASE, seed)
+        for seed in seeds
+        for name in ("cxr", "wbc", "pacs")
+        for target in SOURCES[name].targets[:most]
+    ]
+
+
+def summarise(done: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return rows and goals."""
+    rows: list[dict[str, Any]] = []
+    goals: list[dict[str, Any]] = []
+    for name in sorted({line["data"] for line in done}):
+        for target in ("all", *SOURCES[name].targets):
+            part = [line for line in done if line["data"] == name and target in ("all", line["target"])]
+            where = {"data": name, "target": target}
+            for doubt in part[0]["doubts"] if part else ():
+                for metric in part[0]["doubts"][doubt]:
+                    values = [line["doubts"][doubt][metric] for line in part if np.isfinite(line["doubts"][doubt][metric])]
+                    if values:
+                        rows.append(where | {"method": doubt, "metric": metric, "n": len(values)} | _moments(values))
+            for metric in OF_CELL if part else ():
+                values = [line[metric] for line in part]
+                rows.append(where | {"method": part[0]["siblings"], "metric": metric, "n": len(part)} | _moments(values))
+        mine = [line for line in done if line["data"] == name]
+        for metric in ("caught_10", "caught_20"):
+            means = {rival: np.mean([line["doubts"][rival][metric] for line in mine]) for rival in COMPARATORS}
+            best = max(means, key=lambda rival: float(means[rival]))
+            gaps = np.array([line["doubts"][SERVED][metric] - line["doubts"][best][metric] for line in mine])
+            mean, low, high = interval(gaps)
+            rows.append({
+                "data": name, "target": "all", "method": f"{SERVED} less {best}", "metric": metric, "mean": mean,
+                "low": low, "high": high, "n": len(gaps),
+            })  # fmt: skip
+            goals.append(
+                report.goal(f"{name}: share of errors caught among {metric[-2:]}% flagged, served less {best}", mean, 0.0)
+            )
+        for target in sorted({line["target"] for line in mine}):
+            power = float(np.mean([line["alarm_power"] for line in mine if line["target"] == target]))
+            goals.append(report.goal(f"{name}, {target}: power of the site alarm from {SCANS} scans", power, 0.95))
+        false = float(np.mean([line["alarm_false"] for line in mine]))
+        goals.append(report.goal(f"{name}: 1 less the rate of false alarms on the known domains", 1 - false, 0.99))
+    return rows, goals
+
+
+def _moments(values: list[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+
+
+def draw(rows: list[dict[str, Any]], axes: Any) -> None:
+    """Draw the share of errors caught when a fifth is flagged, a group of bars a data set."""
+    shown = [row for row in rows if row["metric"] == "caught_20" and row["target"] == "all" and "std" in row]
+    names, doubts = sorted({row["data"] for row in shown}), list(dict.fromkeys(row["method"] for row in shown))
+    for place, doubt in enumerate(doubts):
+        means = [next(row["mean"] for row in shown if row["data"] == name and row["method"] == doubt) for name in names]
+        axes.bar(np.arange(len(names)) + place / (len(doubts) + 1), means, 1 / (len(doubts) + 1), label=doubt)
+    axes.axhline(0.2, color="grey", linewidth=0.8)
+    axes.set_xticks(np.arange(len(names)) + 0.4, names)
+    axes.set_ylabel("share of errors caught, 20% flagged")
+    axes.legend(fontsize=6)
+
+
+def main() -> None:
+    """Run the cells that are missing, then write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with pacs, cxr and wbc")
+    parser.add_argument("--scale", choices=tuple(RECIPES), required=True)
+    parser.add_argument("--work", type=Path, required=True, help="as given to generalization.py; give it again to go on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = options.work / options.scale
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "doubt.jsonl"
+    recipe, loaded = RECIPES[options.scale], {}
+    todo = [cell for cell in cells(options.scale) if cell.key not in lines(log)]
+    for number, cell in enumerate(todo, start=1):
+        if cell.data not in loaded:
+            loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
+        line = run_cell(cell, loaded[cell.data], recipe, options.scale, folder)
+        with log.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        found = {name: round(figures["caught_20"], 2) for name, figures in line["doubts"].items()}
+        print(f"{number}/{len(todo)} {cell.key}: error {line['error']:.2f}, caught {found}, {line['cpu_seconds']} s", flush=True)
+    wanted = {cell.key for cell in cells(options.scale)}
+    rows, goals = summarise([line for key, line in lines(log).items() if key in wanted])
+    file = report.write("doubt", options.scale, SEEDS, rows, goals)
+    report.plot(file, lambda axes: draw(rows, axes))
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
