@@ -1,0 +1,142 @@
+"""Metrics are bounded, and right under several workers (row 18 of docs/reliability.md)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from models.triage import REASONS
+from service.access import ACCESS
+from service.openapi import document
+from service.telemetry import PERCENTILES, SECONDS
+from service.wall import IMAGE_TYPES as MEDIA_TYPES
+
+MOST = 300
+METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "PROPFIND", "TRACE"]
+
+
+def roam(url: str, requests: int) -> None:
+    """Send random paths, methods, models and headers, seeded."""
+    rng = random.Random(18)
+
+    def word() -> str:
+        return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=rng.randint(1, 20)))
+
+    with httpx.Client(base_url=url) as client:
+        for _ in range(requests):
+            path = rng.choice(
+                [f"/{word()}", f"/v1/{word()}/{word()}", f"/v1/results/{word()}", f"/v1/predict?model={word()}", "/v1/predict"]
+            )
+            headers = {"content-type": rng.choice(["image/png", f"image/{word()}"]), "user-agent": word(), f"x-{word()}": word()}
+            client.request(rng.choice(METHODS), path, headers=headers, content=word().encode())
+
+
+def visit_everything(server: Any, draw: Any) -> None:
+    """Meet every route with every kind of answer that ``roam`` can meet."""
+    image = {"content-type": "image/png"}
+    with httpx.Client(base_url=server.url) as client:
+        for method in METHODS:
+            for path in ("/nowhere", "/v1/predict"):
+                client.request(method, path)
+        client.post("/v1/predict", content=draw(1), headers=image)
+        client.post("/v1/predict?model=x", content=draw(1), headers=image)
+        client.post("/v1/predict", content=b"x", headers=image)
+        client.post("/v1/predict", content=b"x", headers={"content-type": "a/b"})
+
+
+def test_no_request_adds_a_series(server: Any, draw: Any, metrics: Any) -> None:
+    visit_everything(server, draw)
+    metrics(server)  # a scrape is a request as well
+    before = set(metrics(server))
+    roam(server.url, 1000)
+    assert set(metrics(server)) == before
+    assert len(before) <= MOST
+    text = httpx.get(f"{server.url}/metrics").text
+    assert "user-agent" not in text.lower()
+
+
+def test_the_comparison_sees_a_new_series(server: Any, draw: Any, metrics: Any) -> None:
+    before = set(metrics(server))
+    httpx.post(f"{server.url}/v1/predict?x=1")
+    httpx.post(f"{server.url}/v1/predict", content=draw(1, 20), headers={"content-type": "image/png"})
+    assert set(metrics(server)) > before
+
+
+def test_even_everything_at_once_stays_below_the_bound() -> None:
+    """The most that a site with one model can ever have: each route with each code, each media type, each reason."""
+    answers = 1  # paths that are no route
+    for operations in document()["paths"].values():
+        for operation in operations.values():
+            answers += sum(
+                item["description"].count(",") + 1 for status, item in operation["responses"].items() if status != "200"
+            )
+            answers += 1
+    routes = len({route for _, route in ACCESS}) + 1
+    seconds, percentiles = len(SECONDS) + 3, len(PERCENTILES) + 3  # and the bucket +Inf, the sum, the count
+    histograms = routes * seconds + len(MEDIA_TYPES) * seconds + 2 * seconds + 2 * percentiles
+    others = len(("queue_depth", "model_info", "repeated"))
+    verdicts = 2 * len(REASONS)  # a reason may stand under review and under refuse
+    assert answers + histograms + verdicts + others <= MOST
+
+
+def total(series: dict[str, float], name: str) -> float:
+    return sum(value for key, value in series.items() if key.startswith(name))
+
+
+@pytest.fixture(scope="module")
+def pair(start_server: Callable[..., Any], package: Path) -> Any:
+    """A server of two workers, each of one thread."""
+    return start_server(package, workers=2, OVERREAD_THREADS="1")
+
+
+def test_counts_are_summed_over_workers(pair: Any, draw: Any, metrics: Any, predict: Any) -> None:
+    assert len(pair.workers()) == 2
+    before = total(metrics(pair), 'overread_requests_total{code="ok",route="/v1/predict"')
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda seed: predict(pair, draw(seed)), range(60)))
+    assert {answer.status_code for answer in answers} == {200}
+    for _ in range(10):  # whichever worker answers
+        series = metrics(pair)
+        assert total(series, 'overread_requests_total{code="ok",route="/v1/predict"') - before == 60
+        assert total(series, "overread_inference_seconds_count") == 60
+        assert total(series, "overread_verdicts_total") >= 60
+        assert total(series, "overread_model_info") == 1
+        assert series["overread_queue_depth"] == 0
+
+
+def test_the_same_image_at_once_is_one_row(pair: Any, draw: Any, predict: Any, ask: Any) -> None:
+    before = ask(pair.state, "SELECT count(*) FROM results")[0][0]
+    with ThreadPoolExecutor(20) as pool:
+        answers = [answer.json() for answer in pool.map(lambda _: predict(pair, draw(999)), range(20))]
+    assert all(answer == answers[0] for answer in answers)
+    assert ask(pair.state, "SELECT count(*) FROM results")[0][0] == before + 1
+    key = answers[0]["result_id"]
+    assert ask(pair.state, f"SELECT count(*) FROM verdicts WHERE result_id = '{key}'") == [(1,)]
+
+
+def test_gauges_of_a_killed_worker_vanish(pair: Any, draw: Any, metrics: Any, predict: Any) -> None:
+    counted = total(metrics(pair), "overread_inference_seconds_count")
+    victim = pair.workers()[0]
+    files = sorted(Path(pair.state).rglob(f"gauge_live*_{victim}.db"))
+    assert files, "each worker keeps its gauges in files of its own"
+    os.kill(victim, signal.SIGKILL)
+    end = time.monotonic() + 15
+    while (len(pair.workers()) < 2 or victim in pair.workers()) and time.monotonic() < end:
+        time.sleep(0.1)
+    pair.wait_ready(15)
+    series = metrics(pair)
+    assert series["overread_queue_depth"] == 0
+    assert total(series, "overread_model_info") == 1
+    assert not any(file.exists() for file in files)
+    # What it had counted stays counted.
+    assert total(series, "overread_inference_seconds_count") == counted
+    assert predict(pair, draw(5)).status_code == 200
