@@ -18,7 +18,7 @@ from models.triage import judge
 from training.calibrate import REPORT as CALIBRATION
 from training.classifier import sibling
 from training.config import RunConfig, read_json, read_run, sha256, write_json
-from training.data import ImageSet, Row, load_images, read_manifest
+from training.data import ImageSet, Row, load_images, read_manifest, split_of
 from training.export import read_graph
 from training.metrics import METRICS, bootstrap
 
@@ -192,11 +192,12 @@ def largest_gap(card: Sequence[Figure], measured: Sequence[Figure]) -> tuple[flo
     return worst, where
 
 
-def _load(data: Path, config: RunConfig, expected: str) -> ImageSet:
+def _load(data: Path, config: RunConfig, expected: str, *, test_only: bool = False) -> ImageSet:
     manifest = read_manifest(data, config.domains, config.classes)
     if manifest.sha256 != expected:
         raise Refusal("data_invalid", "These are not the rows and images that the model was made from.")
-    return load_images(manifest.rows, config.input, "reading")
+    rows = [row for row in manifest.rows if not test_only or split_of(row.patient, config) == "test"]
+    return load_images(rows, config.input, "reading")
 
 
 def _show(figures: Sequence[Figure]) -> None:
@@ -211,7 +212,7 @@ def check_package(package: Path, data: Path, run: Path | None) -> int:
     predictor = Predictor.load(package, threads=2)
     card = predictor.card
     config = RunConfig.model_validate(card.training.config)
-    images = _load(data, config, card.training.data_sha256)
+    images = _load(data, config, card.training.data_sha256, test_only=run is None)
     figures = held_out_patients(predictor, images, config)
     if run is not None:
         figures += held_out_domains(run, images)
