@@ -13,21 +13,29 @@ import lightning
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from models.errors import Refusal
 from models.networks.classifier import Classifier
 from models.networks.loss_prediction import LossPrediction
+from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates, use_batch_instance
+from models.networks.style import StyleHead, content_maps
 from training.augmentation import augment
-from training.config import Run, RunConfig, make_config, read_input_spec, read_run, versions, write_json
+from training.config import Run, RunConfig, fold_of, make_config, read_input_spec, read_run, versions, write_json
 from training.data import Manifest, check_splits, load_images, read_manifest, split_of
 from training.fit import WEIGHTS, fit, load_safely
+from training.held_out import REPORT as HELD_OUT
+from training.held_out import finish, helpers
 from training.losses import ranking_loss
+from training.style import adversarial_optimizer, style_steps
 
 PARTS = ("classifier", "loss_prediction")
+METHODS = ("style", "normalization", "loss_prediction")
+"""Fields of the config that the command line offers by their names."""
 
 
 class ClassifierTraining(lightning.LightningModule):
-    """Cross-entropy and the ranking loss of the loss prediction module, trained together.
+    """Cross-entropy, and what the config switches on: the ranking loss of the loss prediction module, SagNet's steps, BIN.
 
     Parameters
     ----------
@@ -36,16 +44,22 @@ class ClassifierTraining(lightning.LightningModule):
     References
     ----------
     Yoo and Kweon, "Learning Loss for Active Learning", CVPR 2019, arXiv:1905.03677, section 3.1: one joint loss; section
-    5.1: late in training the module's gradient no longer reaches the features.
+    5.1: late in training the module's gradient no longer reaches the features. Of styles: :mod:`training.style`; of
+    normalisation: :mod:`models.networks.normalization`.
     """
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config = config
         self.classifier = Classifier(config.input.channels, len(config.classes), config.widths, config.blocks, config.dropout)
+        if config.normalization == "batch_instance":
+            use_batch_instance(self.classifier)
         self.loss_prediction = LossPrediction(config.widths)
+        self.style_head = StyleHead(self.classifier, config.style_stage) if config.style == "sagnet" else None
+        self.style_optimizers: tuple[Optimizer, Optimizer] | None = None
+        self._resumed: list[Any] = []
 
-    def losses(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor, joint: bool, styles: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy, and the ranking loss of the scores against each image's cross-entropy.
 
         Parameters
@@ -54,11 +68,18 @@ class ClassifierTraining(lightning.LightningModule):
         labels : Tensor, int64, shape (N,)
         joint : bool
             Whether the ranking loss's gradient reaches the features.
+        styles : Generator, optional
+            Given, the content head sees randomised styles.
         """
-        maps = self.classifier.stage_maps(images)
+        if styles is None:
+            maps = self.classifier.stage_maps(images)
+        else:
+            maps = content_maps(self.classifier, images, self.config.style_stage, styles)
         true_losses = functional.cross_entropy(
             self.classifier.classify(self.classifier.pool(maps)).float(), labels, reduction="none"
         )
+        if self.config.loss_prediction != "joint":
+            return true_losses.mean(), torch.zeros(())
         scores = self.loss_prediction(maps if joint else [stage.detach() for stage in maps]).float()
         return true_losses.mean(), ranking_loss(scores, true_losses, self.config.ranking_margin)
 
@@ -70,26 +91,56 @@ class ClassifierTraining(lightning.LightningModule):
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         images = augment(images.cpu(), self.config.input, self.config.flip, generator).to(images.device)
         joint = step < self.config.loss_gradient_until * self.config.total_steps
-        task, ranking = self.losses(images.contiguous(memory_format=torch.channels_last), labels, joint)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.style_head is not None and self.style_optimizers is not None:
+            for optimizer in self.style_optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * self.rate(step)
+            style_steps(
+                self.classifier, self.style_head, self.config.style_stage, images, labels, self.style_optimizers,
+                self.config.adversarial_weight, generator,
+            )  # fmt: skip
+        task, ranking = self.losses(images, labels, joint, None if self.style_head is None else generator)
         self.log_dict({"loss": task, "ranking": ranking}, prog_bar=True, on_step=False, on_epoch=True)
         return task + self.config.loss_weight * ranking
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with a linear warm-up and a cosine to zero, by step."""
-        decayed = [parameter for parameter in self.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
-        optimiser = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=self.config.learning_rate,
-        )
+    def rate(self, step: int) -> float:
+        """Return the factor of the learning rate: a linear warm-up and a cosine to zero, by step."""
         total = self.config.total_steps
         warm = max(1, total // 20)
+        return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    def configure_optimizers(self) -> Any:
+        """Return AdamW, with the gates of BIN as a group of their own that every step brings back into [0, 1]."""
+        gate = gates(self.classifier)
+        served = [*self.classifier.parameters(), *self.loss_prediction.parameters()]
+        rest = [parameter for parameter in served if not any(parameter is rho for rho in gate)]
+        groups: list[dict[str, Any]] = [
+            {"params": [value for value in rest if value.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [value for value in rest if value.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if gate:
+            groups.append({"params": gate, "weight_decay": 0.0, "lr": GATE_LEARNING_RATE * self.config.learning_rate})
+        optimiser = torch.optim.AdamW(groups, lr=self.config.learning_rate)
+        optimiser.register_step_post_hook(lambda *_: clamp_gates(self.classifier))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.rate)
+        if self.style_head is not None:
+            of_head = torch.optim.AdamW(self.style_head.parameters(), weight_decay=self.config.weight_decay)
+            self.style_optimizers = of_head, adversarial_optimizer(self.classifier, self.config.style_stage, 0.0)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the optimisers that Lightning does not step."""
+        checkpoint["style_optimizers"] = [optimizer.state_dict() for optimizer in self.style_optimizers or ()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember it: the optimisers do not exist yet."""
+        self._resumed = checkpoint.get("style_optimizers", [])
+
+    def on_train_start(self) -> None:
+        """Give it back, once the parameters are where they are trained."""
+        for optimizer, state in zip(self.style_optimizers or (), self._resumed, strict=False):
+            optimizer.load_state_dict(state)
 
 
 def seconds_per_step(module: ClassifierTraining, images: Tensor, labels: Tensor, steps: int = 3) -> float:
@@ -116,8 +167,8 @@ def seconds_per_step(module: ClassifierTraining, images: Tensor, labels: Tensor,
     return (time.perf_counter() - started) / steps
 
 
-def load_weights(folder: Path) -> ClassifierTraining:
-    """Return the finished model of a run, in evaluation mode.
+def load_weights(folder: Path, fitted: bool = True) -> ClassifierTraining:
+    """Return the finished model of a run, in evaluation mode; if not ``fitted``, its loss prediction may still be to do.
 
     Raises
     ------
@@ -127,6 +178,8 @@ def load_weights(folder: Path) -> ClassifierTraining:
     run = read_run(folder)
     if not (folder / WEIGHTS).exists():
         raise Refusal("config_invalid", "The run is not finished: give the training command again, and it goes on.")
+    if fitted and run.config.loss_prediction == "held-out" and not (folder / HELD_OUT).exists():
+        raise Refusal("config_invalid", "Its loss prediction is not fitted: give the training command again, and it goes on.")
     weights = load_safely(folder / WEIGHTS)
     module = ClassifierTraining(run.config)
     for name in PARTS:
@@ -139,27 +192,35 @@ def sibling(folder: Path, domain: str) -> Path:
     return folder / f"without_{domain}"
 
 
+def plan(folder: Path, config: RunConfig) -> dict[Path, RunConfig]:
+    """Return the configs of a run, of its siblings, and of what their held-out errors need, by folder."""
+    runs = {folder: config}
+    for domain in config.leave_out:
+        runs |= plan(sibling(folder, domain), config.without(domain))
+    if config.loss_prediction == "held-out":
+        runs = helpers(folder, config)[0] | runs
+    return {folder: config} | runs
+
+
 def _command(config: RunConfig, options: argparse.Namespace) -> str:
-    words = [
-        "overread",
-        "train",
-        "classifier",
-        "--data",
-        "FOLDER",
-        "--domains",
-        *config.domains,
-        "--leave-out",
-        *config.leave_out,
-    ]
+    words = ["overread", "train", "classifier", "--data", "FOLDER"]
+    words += ["--domains", *config.domains, "--leave-out", *config.leave_out]
     words += ["--classes", *config.classes, "--finding", config.finding, "--input", options.input.name]
-    words += ["--epochs", str(config.epochs), "--precision", config.precision, "--seed", str(config.seed), "--out", "RUN"]
-    return shlex.join(words)
+    words += ["--epochs", str(config.epochs), "--precision", config.precision, "--seed", str(config.seed)]
+    for name in METHODS:
+        if getattr(config, name) != RunConfig.model_fields[name].default:
+            words += [f"--{name.replace('_', '-')}", getattr(config, name)]
+    return shlex.join([*words, "--out", "RUN"])
 
 
 def _run(config: RunConfig, manifest: Manifest, command: str) -> Run:
     trained_on = {}
     for domain in config.domains:
-        patients = [row.patient for row in manifest.rows if row.domain == domain and split_of(row.patient, config) == "train"]
+        patients = [
+            row.patient for row in manifest.rows
+            if row.domain == domain and split_of(row.patient, config) == "train"
+            and (config.fold is None or fold_of(row.patient, config.seed) == config.fold)
+        ]  # fmt: skip
         trained_on[domain] = (len(patients), len(set(patients)))
     return Run(config=config, data_sha256=manifest.sha256, trained_on=trained_on, command=command, versions=versions())
 
@@ -195,6 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=RunConfig.model_fields["epochs"].default, help="of 50 batches of 64")
+    parser.add_argument("--style", choices=("none", "sagnet"), default="none", help="sagnet: style-agnostic training")
+    parser.add_argument("--normalization", choices=("batch", "batch_instance"), default="batch")
+    parser.add_argument("--loss-prediction", choices=("joint", "held-out", "none"), default="joint",
+                        help="held-out: fitted to errors on images that another run did not see")  # fmt: skip
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default=RunConfig.model_fields["precision"].default)
     return parser
 
@@ -208,18 +273,24 @@ def main(argv: list[str]) -> int:
     config = make_config(
         seed=options.seed, domains=options.domains, leave_out=leave_out, classes=options.classes, finding=options.finding,
         input=read_input_spec(options.input), epochs=options.epochs, precision=options.precision,
+        **{name: getattr(options, name) for name in METHODS},
     )  # fmt: skip
     manifest = read_manifest(options.data, config.domains, config.classes)
     check_splits(manifest.rows, config)
     command = _command(config, options)
-    runs = {options.out: _run(config, manifest, command)}
-    for domain in config.leave_out:
-        others = config.without(domain)
-        runs[sibling(options.out, domain)] = _run(others, read_manifest(options.data, others.domains, config.classes), command)
+    runs = {}
+    for folder, each_config in plan(options.out, config).items():
+        same = each_config.domains == config.domains
+        seen = manifest if same else read_manifest(options.data, each_config.domains, config.classes)
+        runs[folder] = _run(each_config, seen, command)
     for folder, run in runs.items():
         _refuse_other(run, folder)
     unfinished = {folder: each for folder, each in runs.items() if not (folder / WEIGHTS).exists()}
-    if not unfinished:
+    to_fit = [
+        folder for folder, each in runs.items()
+        if each.config.loss_prediction == "held-out" and not (folder / HELD_OUT).exists()
+    ]  # fmt: skip
+    if not unfinished and not to_fit:
         print("This run is finished; nothing to do. Next: overread export")
         return 0
     # Every image is decoded, those of the test patients too: what cannot be read is refused before time is spent.
@@ -237,5 +308,10 @@ def main(argv: list[str]) -> int:
         torch.manual_seed(config.seed)
         module = ClassifierTraining(each_run.config).to(memory_format=torch.channels_last)
         fit(module, PARTS, each_run.config, images.where("train", each_run.config), folder)
+    for folder in to_fit:
+        needed = [folder, *helpers(folder, runs[folder].config)[0]]
+        classifiers = {each: load_weights(each, fitted=False).classifier for each in needed}
+        finish(folder, classifiers, images.where("train", runs[folder].config))
+        print(f"{folder}: loss prediction fitted to held-out errors ({helpers(folder, runs[folder].config)[1]})", flush=True)
     print("finished. Next: overread export")
     return 0

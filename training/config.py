@@ -50,6 +50,17 @@ class RunConfig(BaseModel):
         Share of the steps after which that module's gradient no longer reaches the features.
     flip : bool
         Whether images are mirrored at random.
+    normalization : str
+        "batch", or "batch_instance": see :class:`models.networks.normalization.BatchInstanceNorm2d`.
+    style : str
+        "none", or "sagnet": see :func:`training.style.style_steps`.
+    style_stage, adversarial_weight : int, float
+        Of "sagnet": stages of the featurizer, and weight of the adversarial loss.
+    loss_prediction : str
+        "joint": trained with the classifier (the paper's). "held-out": fitted afterwards, see :mod:`training.held_out`.
+        "none": no module; softmax entropy is served in its place.
+    fold : int or None
+        Of a run on one half of the patients (0 or 1), made for the held-out errors of another.
     precision : str
         "32-true", or "bf16-mixed" (twice as fast on processors and cards that know it).
     """
@@ -76,6 +87,12 @@ class RunConfig(BaseModel):
     ranking_margin: Positive = 1.0
     loss_gradient_until: Fraction = 0.6
     flip: bool = True
+    normalization: Literal["batch", "batch_instance"] = "batch"
+    style: Literal["none", "sagnet"] = "none"
+    style_stage: Count = 3
+    adversarial_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    loss_prediction: Literal["joint", "held-out", "none"] = "joint"
+    fold: Literal[0, 1] | None = None
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
 
     @model_validator(mode="after")
@@ -88,6 +105,8 @@ class RunConfig(BaseModel):
             raise ValueError("only one of several domains can be left out")
         if self.finding not in self.classes:
             raise ValueError("the finding must be one of the classes")
+        if self.style == "sagnet" and self.style_stage >= len(self.widths):
+            raise ValueError("style_stage must leave at least one stage to the content head")
         if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
             raise ValueError("fractions must be above 0 and sum to 1")
         return self
@@ -101,6 +120,11 @@ class RunConfig(BaseModel):
         """Return the config of the sibling that never sees ``domain``: the same recipe on the others."""
         others = tuple(name for name in self.domains if name != domain)
         return self.model_copy(update={"domains": others, "leave_out": ()})
+
+
+def fold_of(patient: str, seed: int) -> int:
+    """Return the half (0 or 1) of a patient, which depends on the seed and the patient alone."""
+    return hashlib.sha256(f"fold:{seed}:{patient}".encode()).digest()[0] % 2
 
 
 def make_config(**values: Any) -> RunConfig:

@@ -18,7 +18,7 @@ from models.card import InputSpec
 from models.errors import Refusal
 from models.imaging import read_image
 from models.preprocess import check_accepted, preprocess
-from training.config import RunConfig
+from training.config import RunConfig, fold_of
 
 SPLITS = ("train", "calibration", "test")
 COLUMNS = ("image", "label", "domain", "patient")
@@ -68,10 +68,10 @@ class ImageSet:
         return np.array([row.label for row in self.rows], dtype=np.int64)
 
     def where(self, split: str, config: RunConfig) -> ImageSet:
-        """Return the images of the config's domains in one split."""
+        """Return the images of the config's domains in one split; of a fold, the train split holds that half alone."""
         chosen = [
             index for index, row in enumerate(self.rows)
-            if row.domain in config.domains and split_of(row.patient, config) == split
+            if row.domain in config.domains and split_of(row.patient, config) == split and _in_fold(row.patient, config, split)
         ]  # fmt: skip
         return ImageSet(tuple(self.rows[index] for index in chosen), self.tensors[chosen])
 
@@ -158,6 +158,10 @@ def split_of(patient: str, config: RunConfig) -> str:
     position = int.from_bytes(digest[:8], "big") / 2**64
     train, calibration, _ = config.fractions
     return SPLITS[int(position >= train) + int(position >= train + calibration)]
+
+
+def _in_fold(patient: str, config: RunConfig, split: str) -> bool:
+    return config.fold is None or split != "train" or fold_of(patient, config.seed) == config.fold
 
 
 def check_splits(rows: Sequence[Row], config: RunConfig) -> None:

@@ -21,6 +21,7 @@ from models.errors import Refusal
 from models.networks.classifier import Classifier
 from models.networks.domain_distance import DomainDistance, stage_statistics
 from models.networks.loss_prediction import LossPrediction
+from models.networks.normalization import fold_normalization
 from models.predictor import Graph
 from training.classifier import load_weights, sibling
 from training.config import RunConfig, read_run
@@ -32,9 +33,12 @@ BATCHES = (1, 3, 8)
 
 
 class ServedClassifier(nn.Module):
-    """Everything that is served, in one pass: see :data:`models.card.GRAPH_OUTPUTS`."""
+    """Everything that is served, in one pass: see :data:`models.card.GRAPH_OUTPUTS`.
 
-    def __init__(self, classifier: Classifier, loss_prediction: LossPrediction, distance: DomainDistance) -> None:
+    Without a loss prediction module the loss score is the softmax entropy.
+    """
+
+    def __init__(self, classifier: Classifier, loss_prediction: LossPrediction | None, distance: DomainDistance) -> None:
         super().__init__()
         self.classifier = classifier
         self.loss_prediction = loss_prediction
@@ -45,7 +49,13 @@ class ServedClassifier(nn.Module):
         maps = self.classifier.stage_maps(image)
         features = self.classifier.pool(maps)
         distance = self.distance(stage_statistics(maps))
-        return self.classifier.classify(features), features, self.loss_prediction(maps), distance, self.classifier.heatmap(maps)
+        logits = self.classifier.classify(features)
+        if self.loss_prediction is None:
+            likely = torch.log_softmax(logits, dim=1)
+            score = -(likely.exp() * likely).sum(dim=1)
+        else:
+            score = self.loss_prediction(maps)
+        return logits, features, score, distance, self.classifier.heatmap(maps)
 
 
 def fit_distance(statistics: NDArray[np.float32], domains: Sequence[str]) -> DomainDistance:
@@ -90,7 +100,8 @@ def build(folder: Path, images: ImageSet) -> ServedClassifier:
         for start in range(0, len(images.rows), 64)
     ]
     distance = fit_distance(torch.cat(parts).numpy(), [row.domain for row in images.rows])
-    return ServedClassifier(trained.classifier, trained.loss_prediction, distance).eval()
+    served = None if trained.config.loss_prediction == "none" else trained.loss_prediction
+    return ServedClassifier(fold_normalization(trained.classifier), served, distance).eval()
 
 
 def to_onnx(served: ServedClassifier, config: RunConfig) -> bytes:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Network = TypeVar("Network", bound=nn.Module)
 
 GATE_LEARNING_RATE = 10.0
 """The gates' learning rate, as a multiple of the other parameters'."""
@@ -122,7 +125,7 @@ def use_batch_instance(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def fold_normalization(module: nn.Module) -> nn.Module:
+def fold_normalization(module: Network) -> Network:
     """Return a copy for inference in which no gate is left.
 
     Where every gate of a layer is 1 it becomes a plain batch normalisation, which runtimes fold into the convolution before it;
