@@ -104,6 +104,15 @@ def build(folder: Path, images: ImageSet) -> ServedClassifier:
     return ServedClassifier(fold_normalization(trained.classifier), served, distance).eval()
 
 
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: stack traces that name this machine's folders, and so change the file's digest."""
+    graph = model.graph
+    values = [*graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for part in (model, graph, *graph.node, *values):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
 def to_onnx(served: ServedClassifier, config: RunConfig) -> bytes:
     """Return the ONNX graph: names of :mod:`models.card`, any batch size, all weights inside."""
     example = torch.zeros(2, config.input.channels, config.input.height, config.input.width)
@@ -118,6 +127,7 @@ def to_onnx(served: ServedClassifier, config: RunConfig) -> bytes:
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model_proto
+    _strip(model)
     onnx.checker.check_model(model)
     stream.write(model.SerializeToString())
     return stream.getvalue()

@@ -38,6 +38,14 @@ def test_graph_has_the_contracts_names_and_a_free_batch(finished: tuple[Path, Pa
         assert all(getattr(raw, name).dtype == np.float32 for name in GRAPH_OUTPUTS)
 
 
+def test_graph_holds_no_trace_of_the_machine_that_made_it(finished: tuple[Path, Path]) -> None:
+    graph = (finished[0] / "model.onnx").read_bytes()
+    assert b".py" not in graph
+    model = onnx.load_model_from_string(graph)
+    model.graph.node[0].metadata_props.add(key="stack_trace", value="export.py, line 1")
+    assert b".py" in model.SerializeToString()  # control
+
+
 def served() -> export.ServedClassifier:
     """The shipped size with random weights, and statistics of batch normalisation that are not the initial ones."""
     torch.manual_seed(0)

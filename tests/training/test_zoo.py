@@ -1,6 +1,7 @@
 """What is claimed of the released model holds: on the real images, from the released file alone."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -61,6 +62,12 @@ def test_only_permitted_images_trained_it(card: ModelCard) -> None:
     kermany = next(source for source in card.training.sources if source.domain == "kermany_guangzhou")
     assert "CC BY 4.0" in kermany.licence
     assert "Not for diagnosis" in card.intended_use.not_for
+
+
+def test_neither_file_names_the_machine_that_made_it() -> None:
+    for file in PACKAGE.iterdir():
+        assert not re.search(rb"\.py\b|/(home|root|work|tmp)/", file.read_bytes()), file.name
+    assert re.search(rb"\.py\b|/(home|root|work|tmp)/", b'File "/work/main/export.py"')  # control
 
 
 @pytest.mark.parametrize(("domain", "least"), [("kermany_guangzhou", 0.95), ("nih_chestxray", 0.70)])
