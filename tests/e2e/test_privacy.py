@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
+import pydicom
 import pytest
 
 UID = "1.2.826.0.1.3680043.9.7777.1234567890"
@@ -43,7 +44,7 @@ FAULTS: list[dict[str, Any]] = [
     {"PhotometricInterpretation": "CANARY"},
     {"WindowCenter": "CANARY", "WindowWidth": "CANARY"},
     {"RescaleSlope": "CANARY"},
-    {"PixelSpacing": ["CANARY", "CANARY"]},
+    {"PixelSpacing": "CANARY\\CANARY"},
     {"NumberOfFrames": "CANARY"},
     {"Rows": None},
     {"BitsStored": 99},
@@ -70,7 +71,7 @@ class Watch:
         self.seen: set[str] = set()
         self._folders = folders
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
@@ -87,8 +88,6 @@ class Watch:
 
 def private(data: bytes) -> bytes:
     """Put a private block with canaries into a DICOM file."""
-    import pydicom
-
     dataset = pydicom.dcmread(BytesIO(data))
     block = dataset.private_block(0x0009, "CANARY MAKER", create=True)
     block.add_new(0x01, "LO", "CANARY private")
