@@ -21,6 +21,7 @@ JUDGED = (
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape", "PixelPresentation"),
     *_PALETTE,
     *("PixelSpacing", "ImagerPixelSpacing", "Modality", "BodyPartExamined", "ViewPosition"),
+    "QualityControlSubject",
 )
 """Attributes in the digest, beside the transfer syntax, the pixel data and the age in years."""
 

@@ -87,6 +87,7 @@ def chest_phantom() -> bytes:
     image.BodyPartExamined, image.ViewPosition, image.PatientOrientation = "CHEST", "PA", ["L", "F"]
     image.ImageLaterality, image.ImageType = "U", ["DERIVED", "PRIMARY"]
     image.DerivationDescription = "Drawn, not acquired"
+    image.QualityControlSubject = "YES"  # a phantom, as it says itself
     image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
     image.PixelIntensityRelationship, image.PixelIntensityRelationshipSign = "LOG", 1
     image.AcquisitionContextSequence = []

@@ -59,8 +59,8 @@ def check_accepted(image: Image, spec: InputSpec) -> list[tuple[str, str]]:
     -------
     list of (str, str)
         Reasons for review, (code, message): what should be stated and is not (``modality_not_stated``,
-        ``body_part_not_stated``, ``view_not_stated``, ``age_not_stated``), and ``colour_image`` for colour where the model
-        takes grey. Pictures have no header, so only the last can arise.
+        ``body_part_not_stated``, ``view_not_stated``, ``age_not_stated``), ``phantom`` where the header says that the subject is
+        one, and ``colour_image`` for colour where the model takes grey. Pictures have no header, so only the last can arise.
 
     Raises
     ------
@@ -90,6 +90,8 @@ def check_accepted(image: Image, spec: InputSpec) -> list[tuple[str, str]]:
             elif not spec.age_years[0] <= age <= spec.age_years[1]:
                 youngest, oldest = spec.age_years
                 raise Refusal("age_not_accepted", f"The patient's age is outside {youngest:g} to {oldest:g} years.")
+        if stated(image.header, "QualityControlSubject") == "YES":
+            reasons.append(("phantom", "The header says that this is a phantom, not a patient."))
     if spec.channels == 1 and image.is_colour:
         reasons.append(("colour_image", "The image is coloured, the model takes grey ones."))
     return reasons

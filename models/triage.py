@@ -17,6 +17,7 @@ REASONS: dict[str, str] = {
     "domain_far": "The image differs from those the model was trained on.",
     "out_of_domain": "The image is too far from anything the model was trained on; no finding is called.",
     "colour_image": "A colour image was given to a model for grey images; no finding is called.",
+    "phantom": "The header says that the subject is a quality control phantom, not a patient; no finding is called.",
     "modality_not_stated": "The header does not state the modality.",
     "body_part_not_stated": "The header does not state the body part.",
     "view_not_stated": "The header does not state the view.",
@@ -25,7 +26,7 @@ REASONS: dict[str, str] = {
 }
 """Reason code -> what it tells a reader. Codes are stable."""
 
-_REFUSING = frozenset({"out_of_domain", "colour_image"})
+_REFUSING = frozenset({"out_of_domain", "colour_image", "phantom"})
 
 
 @dataclass(frozen=True)

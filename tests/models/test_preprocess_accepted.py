@@ -46,6 +46,12 @@ def test_what_is_not_stated_is_a_reason() -> None:
     assert check_accepted(read_image(dicom(ramp(), 12, Modality="CT", PatientAge="001D")), anything) == []
 
 
+@pytest.mark.parametrize(("value", "reasons"), [("YES", ["phantom"]), ("NO", []), (None, [])])
+def test_a_phantom_is_no_patient(value: str | None, reasons: list[str]) -> None:
+    image = read_image(dicom(ramp(), 12, QualityControlSubject=value))
+    assert [code for code, _ in check_accepted(image, spec())] == reasons
+
+
 @pytest.mark.parametrize(("born", "accepted"), [("20060101", True), ("20060103", False), ("19340101", True), ("19330101", False)])
 def test_the_age_may_come_from_dates(born: str, accepted: bool) -> None:
     image = read_image(dicom(ramp(), 12, PatientAge="", PatientBirthDate=born, StudyDate="20240102"))

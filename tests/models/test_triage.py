@@ -37,6 +37,7 @@ def prediction(loss: float = 10.0, rank: float = 10.0, distance: float = 0.5, pr
         (prediction(loss=99, rank=100, distance=9), (), "refuse", ("out_of_domain", "predicted_loss_high")),
         (prediction(), ("view_not_stated",), "review", ("view_not_stated",)),
         (prediction(), ("colour_image",), "refuse", ("colour_image",)),
+        (prediction(), ("phantom",), "refuse", ("phantom",)),
         (prediction(), ("uid_reused",), "review", ("uid_reused",)),
     ],
 )
