@@ -15,13 +15,12 @@ _EPS = 1e-5
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalised map, mean and standard deviation of every sample's channels."""
+    """Return the maps in single precision, and the mean and standard deviation of every sample's channels."""
     if features.ndim != 4 or len(features) < 2:
         raise ValueError(f"need feature maps (N, C, H, W) with N >= 2, got {tuple(features.shape)}")
     features = features.float()  # variances of half-precision maps lose their digits
     variance, mean = torch.var_mean(features, dim=(2, 3), correction=0, keepdim=True)
-    deviation = torch.sqrt(variance + _EPS)
-    return (features - mean) / deviation, mean, deviation
+    return features, mean, torch.sqrt(variance + _EPS)
 
 
 def randomize_style(features: Tensor, generator: Generator) -> Tensor:
@@ -50,11 +49,11 @@ def randomize_style(features: Tensor, generator: Generator) -> Tensor:
     ----------
     Nam et al., "Reducing Domain Gap by Reducing Style Bias", CVPR 2021, arXiv:1910.11645, section 3.1.
     """
-    content, mean, deviation = _statistics(features)
+    features, mean, deviation = _statistics(features)
     other = torch.randperm(len(features), generator=generator).to(features.device)
     own = torch.rand(len(features), 1, 1, 1, generator=generator).to(features.device)
-    mixed_deviation = own * deviation + (1 - own) * deviation[other]
-    return content * mixed_deviation + own * mean + (1 - own) * mean[other]
+    scale = own + (1 - own) * deviation[other] / deviation
+    return features * scale + (own - scale) * mean + (1 - own) * mean[other]
 
 
 def randomize_content(features: Tensor, generator: Generator) -> Tensor:
@@ -82,9 +81,11 @@ def randomize_content(features: Tensor, generator: Generator) -> Tensor:
     ----------
     Nam et al., CVPR 2021, arXiv:1910.11645, section 3.2.
     """
-    content, mean, deviation = _statistics(features)
+    features, mean, deviation = _statistics(features)
     other = torch.randperm(len(features), generator=generator).to(features.device)
-    return content[other].detach() * deviation + mean
+    with torch.no_grad():
+        content = ((features - mean) / deviation)[other]
+    return content * deviation + mean
 
 
 def uniform_cross_entropy(logits: Tensor) -> Tensor:
