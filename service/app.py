@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,6 +35,18 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the lifespan on."""
         await (self.bento if scope["type"] == "lifespan" else api)(scope, receive, send)
+
+
+def _end_with_parent() -> None:
+    """Stop in an orderly way when the parent is gone: a worker left behind would go on serving, unseen, beside the next start."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check_worker_socket(site: Site) -> None:
@@ -64,6 +78,8 @@ class Overread:
                 # BentoML starts a failed worker again, for ever; what is wrong here only a person can mend.
                 os.kill(os.getppid(), signal.SIGTERM)
             raise
+        if "--worker-id" in sys.argv:
+            _end_with_parent()
         api.site = site
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
