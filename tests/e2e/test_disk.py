@@ -27,6 +27,7 @@ def test_a_disk_that_takes_nothing_is_told_and_recovers(
         assert httpx.get(f"{server.url}/healthz").status_code == 200
         for key in acknowledged:
             assert httpx.get(f"{server.url}/v1/results/{key}").status_code == 200  # what is stored can still be read
+        # The control: without the limit, the same images are stored.
         resource.prlimit(worker, resource.RLIMIT_FSIZE, unlimited)
         again = [predict(server, draw(1000 + room + number)) for number in range(5)]
         assert {response.status_code for response in again} == {200}

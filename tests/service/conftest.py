@@ -11,10 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from models.image import Image
+from models.imaging import read_image
+from models.predictor import Predictor
 from service.access import add_token
 from service.analysis import Site
 from service.api import Api
 from service.settings import Settings
+from service.store import Store, result_row
 
 
 @dataclass
@@ -77,3 +81,32 @@ def connect() -> Callable[..., Caller]:
 def client(make_site: Callable[..., Site], connect: Callable[..., Caller]) -> Caller:
     """A caller of an open site on loopback."""
     return connect(make_site())
+
+
+@pytest.fixture(scope="module")
+def predictor(package: Path) -> Predictor:
+    return Predictor.load(package)
+
+
+@pytest.fixture(scope="module")
+def row(predictor: Predictor, draw: Callable[..., bytes]) -> Callable[[int], dict[str, Any]]:
+    """Return a function that gives the row of a drawn image."""
+
+    def row(seed: int) -> dict[str, Any]:
+        image: Image = read_image(draw(seed))
+        return result_row(image, predictor.predict([image])[0], predictor, [])
+
+    return row
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "overread.sqlite3"
+
+
+@pytest.fixture
+def store(file: Path, predictor: Predictor) -> Iterator[Store]:
+    store = Store(file)
+    store.register(predictor)
+    yield store
+    store.close()

@@ -1,0 +1,92 @@
+"""docs/reliability.md names the tests, variables and limits that exist, and no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from service.heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_UNREAD_BYTES
+from service.settings import Settings
+from service.wall import MAX_PARTS
+from tests.conftest import ROOT
+
+DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
+NOT_LENGTHS = {"OVERREAD_DATA"}
+CONTROL = re.compile(
+    r"def test_\w*(see|seen|planted|control|would|can_fail|grows|does_not|alone)\w*|pytest\.raises|[Tt]he control"
+)
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of the first table."""
+    table = text.partition("| # |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def check(text: str) -> None:
+    """Compare a document with the tests; raises AssertionError."""
+    named: set[str] = set()
+    variables: set[str] = set()
+    numbers = []
+    for number, promise, tests, figure, long in rows(text):
+        numbers.append(int(number))
+        assert promise
+        assert figure
+        files = re.findall(r"`(tests/[\w/]+\.py)`", tests)
+        assert files, f"row {number} names no test"
+        for file in files:
+            assert (ROOT / file).is_file(), f"row {number}: there is no {file}"
+        sources = "".join((ROOT / file).read_text() for file in files)
+        assert CONTROL.search(sources), f"row {number} has no control"
+        for variable in re.findall(r"OVERREAD_\w+", long):
+            assert f'"{variable}"' in sources, f"row {number}: its tests do not read {variable}"
+            variables.add(variable)
+        named |= set(files)
+    assert numbers == sorted(set(numbers))
+    read = {
+        name
+        for file in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r'environ(?:\.get\(|\[)"(OVERREAD_\w+)"', file.read_text())
+        if name.removeprefix("OVERREAD_").lower() not in Settings.model_fields
+    }
+    assert variables == read - NOT_LENGTHS
+    ours = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests" / "e2e").glob("test_*.py")
+        if "docs/reliability.md" in file.read_text()
+    }
+    assert ours <= named, f"tests that claim a row and are not in the table: {ours - named}"
+
+
+def test_the_document_names_what_exists() -> None:
+    check(DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace("test_kills.py", "test_killing.py"),
+        lambda text: text.replace("`OVERREAD_KILLS=500` |", "|"),
+        lambda text: text.replace("OVERREAD_REQUESTS=", "OVERREAD_ASKS="),
+        lambda text: re.sub(r"\n\| 17 .*", "", text),
+        lambda text: text.replace("| 6 |", "| 5 |"),
+        lambda text: text.replace("`tests/e2e/test_disk.py`, `tests/service/test_store_failures.py`", ""),
+    ],
+)
+def test_a_spoilt_document_is_seen(spoil: Callable[[str], str]) -> None:
+    assert spoil(DOCUMENT) != DOCUMENT
+    with pytest.raises(AssertionError):
+        check(spoil(DOCUMENT))
+
+
+def test_the_limits_are_those_in_the_code() -> None:
+    table = DOCUMENT.partition("| what | limit |")[2].partition("\n\n")[0]
+    limits = [line.split("|")[2].strip() for line in table.splitlines()[2:]]
+    numbers = {
+        f"{value:g}" if value < 1000 else str(value) for value in (MAX_HEAD_BYTES, HEAD_SECONDS, MAX_UNREAD_BYTES, MAX_PARTS)
+    }
+    settings = {f"`OVERREAD_{name.upper()}`" for name in ("max_body_bytes", "body_timeout_seconds", "queue", "deadline_seconds")}
+    assert set(limits) == numbers | settings
+    assert {name.strip("`").removeprefix("OVERREAD_").lower() for name in settings} <= set(Settings.model_fields)
