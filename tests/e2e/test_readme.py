@@ -52,7 +52,7 @@ def test_every_block_runs(live: Server, tmp_path: Path) -> None:
     shown = {}
     for block in BLOCKS[1:]:
         if "overread train" in block:
-            continue  # the training commands are run on drawn images in tests/training
+            continue  # half an hour; test_the_training_commands_are_the_documented_ones and tests/training stand for it
         done = run(block, live, tmp_path)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
         shown[block.split()[1]] = done.stdout
@@ -64,6 +64,19 @@ def test_every_block_runs(live: Server, tmp_path: Path) -> None:
     (row,) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert row["verdict"] == answer["verdict"]
     assert float(row["predicted_loss"]) == pytest.approx(answer["predicted_loss"], abs=1e-6)
+
+
+def test_the_training_commands_are_those_that_are_tested() -> None:
+    """``docs/training.md`` gives the same commands, and tests/training runs those on drawn images."""
+
+    def commands(text: str) -> list[str]:
+        (block,) = [block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "overread train classifier" in block]
+        joined = block.replace("\\\n", " ")
+        return [" ".join(line.split("#")[0].split()) for line in joined.splitlines() if line.startswith("overread")]
+
+    ours, theirs = commands(README), commands((ROOT / "docs" / "training.md").read_text())
+    assert ours[:4] == theirs[:4]
+    assert [line.split()[1] for line in ours] == ["train", "export", "calibrate", "evaluate", "release", "evaluate"]
 
 
 def test_a_wrong_block_is_seen(live: Server, tmp_path: Path) -> None:
