@@ -153,7 +153,7 @@ def test_clients_that_vanish_leave_no_slot_taken(small: Any, draw: Any, metrics:
 
 
 def test_too_many_callers_are_told_at_once(small: Any, draw: Any, predict: Any) -> None:
-    bodies = [draw(200 + seed, 300) for seed in range(100)]
+    bodies = [draw(200, 1000) + bytes([number]) for number in range(100)]
 
     def one(body: bytes) -> tuple[httpx.Response, float]:
         started = time.monotonic()

@@ -64,13 +64,6 @@ def test_no_request_adds_a_series(server: Any, draw: Any, metrics: Any) -> None:
     assert "user-agent" not in text.lower()
 
 
-def test_the_comparison_sees_a_new_series(server: Any, draw: Any, metrics: Any) -> None:
-    before = set(metrics(server))
-    httpx.post(f"{server.url}/v1/predict?x=1")
-    httpx.post(f"{server.url}/v1/predict", content=draw(1, 20), headers={"content-type": "image/png"})
-    assert set(metrics(server)) > before
-
-
 def test_even_everything_at_once_stays_below_the_bound() -> None:
     """The most that a site with one model can ever have: each route with each code, each media type, each reason."""
     answers = 1  # paths that are no route
@@ -96,6 +89,13 @@ def total(series: dict[str, float], name: str) -> float:
 def pair(start_server: Callable[..., Any], package: Path) -> Any:
     """A server of two workers, each of one thread."""
     return start_server(package, workers=2, OVERREAD_THREADS="1")
+
+
+def test_the_comparison_sees_a_new_series(pair: Any, draw: Any, metrics: Any) -> None:
+    before = set(metrics(pair))
+    httpx.post(f"{pair.url}/v1/predict?x=1")
+    httpx.post(f"{pair.url}/v1/predict", content=draw(1, 20), headers={"content-type": "image/png"})
+    assert set(metrics(pair)) > before
 
 
 def test_counts_are_summed_over_workers(pair: Any, draw: Any, metrics: Any, predict: Any) -> None:
