@@ -21,7 +21,7 @@ from benchmarks import report
 from benchmarks.domain_training import Method, Recipe, Run, build, outputs
 from benchmarks.domains import SOURCES, Domains, load
 from benchmarks.doubt_scores import Floats, alarm, judge, mahalanobis, mc_dropout, together, vim
-from benchmarks.generalization import MOST, RECIPES, SEEDS, Cell, interval, lines
+from benchmarks.generalization import MOST, PAGE, RECIPES, SEEDS, Cell, interval, lines
 from models.networks.loss_prediction import LossPrediction
 from models.uncertainty import entropy, softmax
 from training.calibrate import cross_entropy, fit_temperature
@@ -240,6 +240,29 @@ def _moments(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the Markdown tables of the page on methods: errors caught by each doubt, and what is said of a whole site."""
+    names = sorted({row["data"] for row in rows})
+    found = {(row["data"], row["target"], row["metric"], row["method"]): row for row in rows if "std" in row}
+    doubts = dict.fromkeys(method for _, _, metric, method in found if metric == "caught_20")
+
+    def figure(name: str, target: str, metric: str, method: str) -> str:
+        row = found.get((name, target, metric, method))
+        return f"{row['mean']:.2f} ± {row['std']:.2f} ({row['n']})" if row else ""
+
+    caught = [[doubt, *(figure(name, "all", "caught_20", doubt) for name in names)] for doubt in doubts]
+    sites = [
+        [name, target, *(figure(name, target, metric, method) for metric in OF_CELL)]
+        for name, target, metric, method in found
+        if metric == "error" and target != "all"
+    ]
+    return (
+        report.markdown(["errors caught, a fifth flagged (number of runs)", *names], caught)
+        + "\n\n"
+        + report.markdown(["data", "unseen domain", *OF_CELL], sites)
+    )
+
+
 def draw(rows: list[dict[str, Any]], axes: Any) -> None:
     """Draw the share of errors caught when a fifth is flagged, a group of bars a data set."""
     shown = [row for row in rows if row["metric"] == "caught_20" and row["target"] == "all" and "std" in row]
@@ -279,6 +302,8 @@ def main() -> None:
     rows, goals = summarise([line for key, line in lines(log).items() if key in wanted])
     file = report.write("doubt", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes))
+    if options.scale == "small":
+        report.fill(PAGE, "doubt", table(rows))
     print(file)
 
 

@@ -24,6 +24,7 @@ from models.networks.normalization import gates
 from models.uncertainty import softmax
 from training.metrics import auroc
 
+PAGE = report.ROOT / "docs" / "methods.md"
 SEEDS = (0, 1, 2)
 RECIPES = {
     "smoke": Recipe(side=32, widths=(4, 8, 8, 8), blocks=1, steps=2, batch=12, learning_rate=0.01),
@@ -194,6 +195,25 @@ def _goals(done: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return goals
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the Markdown table of the page on methods: a row a method, a column a target."""
+    parts = []
+    for name in sorted({row["data"] for row in rows}):
+        shown = [row for row in rows if row["data"] == name and "std" in row]
+        targets = list(dict.fromkeys(row["target"] for row in shown))
+        lines = []
+        for method in dict.fromkeys(row["method"] for row in shown):
+            mine = {row["target"]: row for row in shown if row["method"] == method}
+            figures = [
+                f"{mine[target]['mean']:.3f} ± {mine[target]['std']:.3f} ({mine[target]['n']})"
+                for target in targets
+                if target in mine
+            ]
+            lines.append([method, *figures, *["" for _ in range(len(targets) - len(figures))]])
+        parts.append(f"`{name}`, {METRIC[name]} (number of runs):\n\n" + report.markdown(["method", *targets], lines))
+    return "\n\n".join(parts)
+
+
 def draw(rows: list[dict[str, Any]], axes: Any) -> None:
     """Draw the mean difference from plain training of the same augmentation, with its paired interval."""
     shown = [row for row in rows if "low" in row and row["target"] == "all"]
@@ -234,6 +254,8 @@ def main() -> None:
     rows, goals = summarise(done)
     file = report.write("generalization", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes), size=(7.5, 5.5))
+    if options.scale == "small":
+        report.fill(PAGE, "generalization", table(rows))
     print(file)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks import report
 from benchmarks.domain_training import Method, Recipe, Run, build
 from benchmarks.domains import SOURCES, Domains
-from benchmarks.generalization import RECIPES
+from benchmarks.generalization import PAGE, RECIPES
 from models.networks.domain_distance import DomainDistance
 from models.networks.normalization import fold_normalization, gates, use_batch_instance
 from training.config import make_config
@@ -137,6 +137,13 @@ def main() -> None:
                     )
                 print(f"{name}, {what}, {method}: {np.median(values):.2f}", flush=True)
     print(report.write("training_speed", options.scale, [0], rows, goals))
+    if options.scale == "small":
+        lines = [
+            [row["network"], row["method"], row["metric"], f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
+            for row in rows
+        ]
+        header = ["network", "method", "what", "median (quartiles), as a ratio to plain training and batch normalisation"]
+        report.fill(PAGE, "training_speed", report.markdown(header, lines))
 
 
 if __name__ == "__main__":
