@@ -59,7 +59,7 @@ def _check_worker_socket(site: Site) -> None:
 @bentoml.service(
     name="overread",
     workers=1,
-    traffic={"timeout": 600},
+    traffic={"timeout": 120},  # BentoML keeps a timer a request for as long; body, queue and work stay below it
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},  # a span for every chunk of a body, made and thrown away, costs milliseconds an image
