@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -131,6 +133,35 @@ def test_the_rooms_are_this_checkout(room: object) -> None:
 def test_no_other_distribution_owns_the_names() -> None:
     owners = metadata.packages_distributions()
     assert {name: set(owners.get(name, [])) - {"overread"} for name in ROOMS} == {name: set() for name in ROOMS}
+
+
+def undeclared(tree: Path) -> set[str]:
+    """Return the distributions that models and service import and pyproject.toml does not ask for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in asked}
+    owners = metadata.packages_distributions()
+    tops = {module.split(".")[0] for file, module in imported(tree) if "networks" not in file} - set(ROOMS)
+    return {
+        owner.lower().replace("_", "-") for top in tops - set(sys.stdlib_module_names) for owner in owners.get(top, [top])[:1]
+    } - declared
+
+
+def test_every_library_that_serving_imports_is_asked_for() -> None:
+    assert undeclared(ROOT) == set()
+
+
+def test_one_that_is_not_is_seen(tree: Path) -> None:
+    with (tree / "service" / "access.py").open("a") as out:
+        out.write("\nimport pandas\n")
+    assert undeclared(tree) == {"pandas"}
+
+
+def test_the_bento_asks_for_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in project["dependencies"]} | {"onnxruntime"}
+    listed = re.findall(r"^    - ([\w-]+)==", (ROOT / "bentofile.cpu.yaml").read_text(), re.MULTILINE)
+    assert {name.lower() for name in listed} == declared
 
 
 def test_nothing_happens_at_import() -> None:
