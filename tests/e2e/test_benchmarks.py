@@ -27,8 +27,10 @@ def faults(document: dict[str, Any]) -> list[str]:
         found.append("no rows")
     if document["scale"] == "smoke" and document["goals"]:
         found.append("a smoke run judges goals")
-    if document["scale"] != "smoke" and len(document["seeds"]) < 3:
-        found.append("fewer than three seeds")
+    # A timing takes its spread from repeats, with other images or steps each time, on one set of weights.
+    repeats = max(row.get("repeats", row.get("n", 0)) for row in document["rows"] or [{}])
+    if document["scale"] != "smoke" and max(len(document["seeds"]), repeats) < 3:
+        found.append("fewer than three seeds or repeats")
     found += [f"goal {goal}" for goal in document["goals"] if set(goal) != {"name", "value", "goal", "met"}]
     return found
 
@@ -58,8 +60,9 @@ def test_committed_results_are_whole(file: Path) -> None:
 
 
 def test_a_result_without_its_command_or_with_two_seeds_is_seen() -> None:
-    whole = {key: [1, 2, 3] for key in KEYS} | {"scale": "small", "goals": []}
+    whole = {key: [1, 2, 3] for key in KEYS} | {"scale": "small", "goals": [], "rows": [{"mean": 1.0}]}
     assert faults(whole) == []
     assert faults({key: value for key, value in whole.items() if key != "command"})
     assert faults(whole | {"seeds": [0, 1]})
+    assert faults(whole | {"rows": []})
     assert faults(whole | {"scale": "smoke", "goals": [{"name": "x", "value": 1, "goal": 1, "met": True}]})
