@@ -113,6 +113,17 @@ def inference(recipe: Recipe, repeats: int) -> dict[str, np.ndarray]:
     return {f"BIN, {name}": taken[name] / taken["batch"] for name in networks if name != "batch"}
 
 
+def draw(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Draw each ratio as a bar with its quartiles; the line is plain training, or batch normalisation."""
+    names = [f"{row['method']}, {row['metric'].removesuffix(', ratio')}; {row['network'].split(' (')[0]}" for row in rows]
+    middle = [row["median"] for row in rows]
+    spread = [[row["median"] - row["low"] for row in rows], [row["high"] - row["median"] for row in rows]]
+    axes.barh(names, middle, xerr=spread, color="#4c78a8")
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("ratio to plain training or batch normalisation")
+
+
 def main() -> None:
     """Measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,7 +147,8 @@ def main() -> None:
                         report.goal(f"{name}: {most} over the ratio of {method}, {what}", most / float(np.median(values)), 1.0)
                     )
                 print(f"{name}, {what}, {method}: {np.median(values):.2f}", flush=True)
-    print(report.write("training_speed", options.scale, [0], rows, goals))
+    file = report.write("training_speed", options.scale, [0], rows, goals)
+    print(report.plot(file, lambda axes: draw(axes, rows)))
     if options.scale == "small":
         lines = [
             [row["network"], row["method"], row["metric"], f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
