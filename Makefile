@@ -6,7 +6,7 @@ PORT ?= 3000
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit bento benchmark-smoke audit clean
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -42,9 +42,8 @@ unit: .venv/.done .venv-dev/.done  ## The tests alone
 bento: .venv/.done  ## Build the Bento for machines without a GPU
 	.venv/bin/bentoml build -f bentofile.cpu.yaml
 
-benchmark-smoke: .venv-dev/.done  ## Every benchmark in its shortest form; judges no goal
-	.venv-dev/bin/python benchmarks/serving.py --scale smoke
-	.venv-dev/bin/python benchmarks/decoding.py --scale smoke
+benchmark-smoke: .venv/.done .venv-dev/.done  ## Every benchmark in its shortest form; judges no goal
+	.venv-dev/bin/pytest -q tests/e2e/test_benchmarks.py
 
 clean:  ## Remove the environments and caches
 	rm -rf .venv .venv-dev .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

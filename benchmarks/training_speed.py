@@ -121,7 +121,7 @@ def draw(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.barh(names, middle, xerr=spread, color="#4c78a8")
     axes.axvline(1.0, color="black", linewidth=1)
     axes.invert_yaxis()
-    axes.set_xlabel("ratio to plain training or batch normalisation")
+    axes.set_xlabel("ratio")
 
 
 def main() -> None:

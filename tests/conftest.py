@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,12 +44,20 @@ SIDE = 64
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder of the public images; tests that need it are skipped without it, but never in CI."""
-    folder = Path(os.environ.get("OVERREAD_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / "README.md").exists():
+    folder = Path(os.environ.get("OVERREAD_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "cxr" / "manifest.csv").exists():
         if os.environ.get("CI") == "true":
             pytest.fail("the public images are missing; set OVERREAD_DATA")
         pytest.skip("the public images are missing; set OVERREAD_DATA")
     return folder
+
+
+def require(tool: str) -> None:
+    """Skip the test where a system package is missing, naming it; in CI that is a failure."""
+    if shutil.which(tool) is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the system package {tool} is missing; .ci/run installs it")
+        pytest.skip(f"the system package {tool} is missing")
 
 
 def tiny_graph(*, poison: float | None = None) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Server
+from tests.conftest import ROOT, Server, require
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -28,6 +28,8 @@ def live(start_server: Callable[..., Server]) -> Server:
 
 def run(block: str, live: Server, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a block in ``folder`` as a newcomer's shell would, but for the port."""
+    for tool in ("bash", "curl"):
+        require(tool)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OVERREAD_STATE": str(folder / "state")}
     script = "set -euo pipefail\n" + block.replace(URL, live.url)
