@@ -35,12 +35,20 @@ def faults(document: dict[str, Any]) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of checkpoints, which one benchmark leaves to another."""
+    return tmp_path_factory.mktemp("work")
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
-def test_smoke(script: Path, data_root: Path) -> None:
+def test_smoke(script: Path, data_root: Path, work: Path) -> None:
     command = [sys.executable, str(script), "--scale", "smoke"]
     if '"--data"' in script.read_text():
         command += ["--data", str(data_root)]
+    if '"--work"' in script.read_text():
+        command += ["--work", str(work)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     document = json.loads((ROOT / "build" / "benchmarks" / f"{script.stem}.json").read_text())
