@@ -26,7 +26,7 @@ from models.networks.loss_prediction import LossPrediction
 from models.uncertainty import entropy, softmax
 from training.calibrate import cross_entropy, fit_temperature
 from training.export import fit_distance
-from training.losses import ranking_loss
+from training.held_out import fit_loss_prediction
 from training.metrics import auroc
 
 BASE = Method(strong=True)
@@ -35,6 +35,8 @@ SERVED = "predicted loss and domain distance"
 COMPARATORS = ("entropy", "MC dropout", "Mahalanobis", "ViM")
 OF_CELL = ("error", "unseen_auroc", "predicted_mean", "true_mean", "predicted_home", "true_home", "alarm_power", "alarm_false")
 SCANS = 50
+ENOUGH = 20
+"""Images of a class below which a domain cannot stand in for it: two domains of X-rays hold four normal ones between them."""
 TRIALS = {"smoke": 4, "small": 200, "paper": 1000}
 HEAD_STEPS = {"smoke": 5, "small": 500, "paper": 2000}
 
@@ -58,12 +60,15 @@ def held_out_losses(
 ) -> tuple[NDArray[np.float64], str]:
     """Return each training image's loss under a sibling that did not see it, and how siblings were made.
 
-    A sibling never sees one of the source domains where at least two of them have every class; otherwise half of the patients.
+    A sibling never sees one of the source domains where at least two of them have enough images of every class, so that a model
+    can be trained without either; otherwise half of the patients.
     """
     domains = data.domains[indices]
+    classes = len(SOURCES[data.name].classes)
     whole = [
-        name for name in np.unique(domains) if len(set(data.labels[indices[domains == name]])) == len(SOURCES[data.name].classes)
-    ]
+        name for name in np.unique(domains)
+        if np.bincount(data.labels[indices[domains == name]], minlength=classes).min() >= ENOUGH
+    ]  # fmt: skip
     if len(whole) > 1:
         groups, how = domains, "leave one domain out"
     else:
@@ -72,35 +77,21 @@ def held_out_losses(
     losses = np.zeros(len(indices))
     for group in np.unique(groups):
         rest, out = indices[groups != group], indices[groups == group]
-        seen = "+".join(np.unique(data.domains[rest])) + ("" if len(whole) > 1 else f"-without-{group}")
+        seen = "+".join(np.unique(data.domains[rest])) + ("" if how == "leave one domain out" else f"-without-{group}")
         network, _ = trained(data, Cell(data.name, f"seen-{seen}", BASE, seed), recipe, folder, rest)
         losses[groups == group] = cross_entropy(outputs(network, data.images[out])[0], data.labels[out], 1.0)
     return losses, how
 
 
-def as_maps(stages: list[Floats]) -> list[Tensor]:
-    """Return channel means as maps of one pixel, which is all that a loss prediction module sees of a map."""
-    return [torch.from_numpy(part[:, : part.shape[1] // 2].copy())[:, :, None, None] for part in stages]
-
-
-def fit_head(stages: list[Floats], losses: Floats, recipe: Recipe, steps: int, seed: int) -> LossPrediction:
-    """Fit a loss prediction module to losses by ranking them, on features that stay as they are."""
-    torch.manual_seed(seed)
-    head = LossPrediction(recipe.widths)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.05)
-    maps, target = as_maps(stages), torch.from_numpy(losses)
-    for _ in range(steps):
-        chosen = torch.randint(0, len(target), (min(128, len(target)),))
-        optimizer.zero_grad()
-        torch.autograd.backward(ranking_loss(head([part[chosen] for part in maps]), target[chosen], 1.0))
-        optimizer.step()
-    return head.eval()
+def means(stages: list[Floats]) -> list[Tensor]:
+    """Return the channel means, shapes (N, C_i), which is all that a loss prediction module sees of a map."""
+    return [torch.from_numpy(part[:, : part.shape[1] // 2].copy()) for part in stages]
 
 
 @torch.no_grad()
 def predict(head: LossPrediction, stages: list[Floats]) -> NDArray[np.float32]:
     """Return the loss scores (N,)."""
-    return np.asarray(head(as_maps(stages)).numpy())
+    return np.asarray(head([part[:, :, None, None] for part in means(stages)]).numpy())
 
 
 def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path) -> dict[str, Any]:
@@ -119,8 +110,10 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
         return [part[indices] for part in stages]
 
     sibling_losses, how = held_out_losses(data, train, recipe, cell.seed, folder)
-    head = fit_head(at(train), sibling_losses, recipe, HEAD_STEPS[scale], cell.seed)
-    own = fit_head(at(validation), cross_entropy(logits, data.labels, 1.0)[validation], recipe, HEAD_STEPS[scale], cell.seed)
+    steps = HEAD_STEPS[scale]
+    head = fit_loss_prediction(means(at(train)), torch.from_numpy(sibling_losses), 1.0, cell.seed, steps)
+    own_losses = torch.from_numpy(cross_entropy(logits[validation], data.labels[validation], 1.0))
+    own = fit_loss_prediction(means(at(validation)), own_losses, 1.0, cell.seed, steps)
     statistics = np.concatenate(stages, axis=1)
     distance = fit_distance(statistics[train], [str(name) for name in data.domains[train]])
     with torch.no_grad():

@@ -119,7 +119,7 @@ def test_differences_are_paired_and_the_choice_looks_at_home_only() -> None:
 
 
 def test_a_cell_leaves_its_line_and_a_checkpoint_that_doubt_uses(tmp_path: Path) -> None:
-    data = drawn("pacs", each=12)
+    data = drawn("pacs", each=40)
     cell = Cell("pacs", "photo", doubt.BASE, 0)
     found = run_cell(cell, data, TINY, tmp_path)
     assert json.loads(json.dumps(found))["key"] == cell.key
@@ -132,6 +132,17 @@ def test_a_cell_leaves_its_line_and_a_checkpoint_that_doubt_uses(tmp_path: Path)
     rows, goals = doubt.summarise([judged])
     assert rows
     assert goals
+
+
+def test_domains_of_few_images_of_a_class_are_no_reason_to_leave_one_out(tmp_path: Path) -> None:
+    data = drawn("cxr", each=40)
+    train = data.split("nih_chestxray", 0)[0]
+    assert doubt.held_out_losses(data, train, TINY, 0, tmp_path)[1] == "leave one domain out"
+    few = train[(data.domains[train] != "small") | (data.labels[train] == 1)]
+    few = np.append(few, train[(data.domains[train] == "small") & (data.labels[train] == 0)][:3])
+    losses, how = doubt.held_out_losses(data, few, TINY, 1, tmp_path)
+    assert how == "out of fold"
+    assert (losses > 0).all()
 
 
 def test_going_on_runs_only_what_is_missing(tmp_path: Path, data_root: Path) -> None:
