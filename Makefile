@@ -13,12 +13,12 @@ help:  ## Show this list
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu]'
+	.venv/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,build]'
 	touch $@
 
 .venv-dev/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,train,dev]'
+	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,build,train,dev]'
 	touch $@
 
 serve: .venv/.done  ## Serve the shipped model on 127.0.0.1:3000 (HOST, PORT)
