@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SMOKE = ROOT / "build" / "benchmarks"
 """Where ``--scale smoke`` writes: it judges nothing, so it must not replace a committed figure."""
-PACKAGES = ("bentoml", "numpy", "onnxruntime", "pillow", "pydicom", "uvicorn")
+PACKAGES = ("bentoml", "numpy", "onnxruntime", "pillow", "pydicom", "torch", "uvicorn")
 
 
 def goal(name: str, value: float, at_least: float) -> dict[str, Any]:
