@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import Refusal
 
@@ -108,6 +109,15 @@ class Calibration(_Strict):
     domain_quantiles: Annotated[tuple[Finite, ...], Field(min_length=101, max_length=101)]
     n: Annotated[int, Field(ge=1)]
     method: str
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Calibration:
+        scores, losses = zip(*self.loss_knots, strict=True)
+        if any(a >= b for a, b in pairwise(scores)) or any(a > b for a, b in pairwise(losses)):
+            raise ValueError("loss_knots must increase in score and not decrease in loss")
+        if any(a > b for table in (self.loss_quantiles, self.domain_quantiles) for a, b in pairwise(table)):
+            raise ValueError("quantiles must not decrease")
+        return self
 
 
 class Triage(_Strict):

@@ -10,6 +10,20 @@ from models.card import Calibration
 Floats = NDArray[np.float64]
 
 
+def _interpolate(value: NDArray[np.floating], abscissae: Floats, ordinates: Floats) -> Floats:
+    """Interpolate linearly between points of strictly increasing abscissae, ordinates not decreasing; constant beyond them.
+
+    ``numpy.interp`` divides the ordinates' difference by that of the abscissae, which is infinite where two of them are as good
+    as equal; here the position between them is divided first, and lies in [0, 1] whatever they are.
+    """
+    value = np.asarray(value, dtype=np.float64)
+    above = np.clip(np.searchsorted(abscissae, value, side="right"), 1, len(abscissae) - 1)
+    low, high = abscissae[above - 1], abscissae[above]
+    share = np.clip((value - low) / (high - low), 0.0, 1.0)
+    between = ordinates[above - 1] + share * (ordinates[above] - ordinates[above - 1])
+    return np.asarray(np.where(share == 1.0, ordinates[above], between), dtype=np.float64)
+
+
 def predicted_loss(score: NDArray[np.floating], calibration: Calibration) -> Floats:
     """Map raw loss scores to the expected loss.
 
@@ -25,7 +39,7 @@ def predicted_loss(score: NDArray[np.floating], calibration: Calibration) -> Flo
     array of float64, shape (N,), nats, >= 0
     """
     knots = np.asarray(calibration.loss_knots, dtype=np.float64)
-    return np.asarray(np.interp(score, knots[:, 0], knots[:, 1]), dtype=np.float64)
+    return _interpolate(score, knots[:, 0], knots[:, 1])
 
 
 def percentile(value: NDArray[np.floating], quantiles: tuple[float, ...]) -> Floats:
@@ -45,9 +59,10 @@ def percentile(value: NDArray[np.floating], quantiles: tuple[float, ...]) -> Flo
     grid = np.linspace(0.0, 100.0, len(quantiles))
     table = np.asarray(quantiles, dtype=np.float64)
     value = np.asarray(value, dtype=np.float64)
-    # np.interp is undefined on repeated abscissae; the last of equal quantiles is the rank meant here.
-    distinct = np.append(np.flatnonzero(np.diff(table) > 0), len(table) - 1)
-    ranks = np.interp(value, table[distinct], grid[distinct])
+    distinct = np.append(np.flatnonzero(np.diff(table) > 0), len(table) - 1)  # of equal quantiles the last, the highest rank
+    if len(distinct) == 1:
+        return np.where(value < table[0], 0.0, 100.0)
+    ranks = _interpolate(value, table[distinct], grid[distinct])
     return np.where(value < table[0], 0.0, ranks)
 
 

@@ -32,6 +32,13 @@ def test_equal_quantiles_give_the_highest_rank() -> None:
     np.testing.assert_allclose(percentile(np.array([0.0, 0.5, -0.1]), table), [50, 50.5, 0])
 
 
+def test_quantiles_that_are_as_good_as_equal_give_finite_ranks() -> None:
+    table = (0.0,) * 50 + (5e-324,) * 50 + (1.0,)
+    np.testing.assert_allclose(percentile(np.array([0.0, 5e-324, 0.5, 1.0]), table), [49, 99, 99.5, 100])
+    np.testing.assert_allclose(percentile(np.array([-1.0, 7.0, 8.0]), (7.0,) * 101), [0, 100, 100])
+    np.testing.assert_allclose(predicted_loss(np.array([0.0, 5e-324]), calibration(((0.0, 0.1), (5e-324, 0.9)))), [0.1, 0.9])
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=101, max_size=101), st.lists(st.floats(-2e6, 2e6), min_size=2, max_size=9))
 def test_a_larger_value_never_has_a_lower_percentile(sample: list[float], values: list[float]) -> None:
     ranks = percentile(np.sort(np.array(values)), tuple(sorted(sample)))
@@ -48,6 +55,14 @@ def test_entropy_is_largest_for_equal_probabilities_and_zero_for_certainty() -> 
     np.testing.assert_allclose(entropy(np.array([[0.5, 0.5], [1.0, 0.0]])), [math.log(2), 0.0], atol=1e-12)
 
 
-def test_a_calibration_with_one_knot_is_refused() -> None:
+@pytest.mark.parametrize("knots", [((0.0, 0.1),), ((0.0, 0.1), (0.0, 0.2)), ((1.0, 0.1), (0.0, 0.2)), ((0.0, 0.2), (1.0, 0.1))])
+def test_a_calibration_whose_knots_are_no_rising_line_is_refused(knots: tuple[tuple[float, float], ...]) -> None:
     with pytest.raises(ValueError, match="loss_knots"):
-        calibration(((0.0, 0.1),))
+        calibration(knots)
+
+
+def test_quantiles_out_of_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="quantiles must not decrease"):
+        Calibration(
+            temperature=1, loss_knots=((0, 0), (1, 1)), loss_quantiles=RAMP, domain_quantiles=RAMP[::-1], n=1, method="given"
+        )
