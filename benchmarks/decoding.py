@@ -27,7 +27,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.report import markdown, plot, write
+from benchmarks.report import ROOT, fill, markdown, plot, verdicts, write
 from benchmarks.resnet18 import resnet18
 from models.card import InputSpec
 from models.imaging import read_image
@@ -212,6 +212,13 @@ def judge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return goals
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of ``docs/performance.md``."""
+    head = ["syntax", "decoding ms", "preprocessing ms", "inference ms", "share of an inference", "two threads", "with inference"]
+    keys = ["decode_ms", "preprocess_ms", "inference_ms", "share_of_inference", "two_threads", "two_threads_with_inference"]
+    return markdown(head, [[row["syntax"], *(f"{row[key]:.2f}" for key in keys)] for row in rows])
+
+
 def main() -> None:
     """Measure, write the result and its plot, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -234,16 +241,9 @@ def main() -> None:
         axes.legend()
 
     plot(file, draw_bars)
-    columns = [
-        "syntax",
-        "decode_ms",
-        "preprocess_ms",
-        "inference_ms",
-        "share_of_inference",
-        "two_threads",
-        "two_threads_with_inference",
-    ]
-    print(markdown(columns, [[row[column] for column in columns] for row in rows]))
+    print(table(rows))
+    if name != "smoke":
+        fill(ROOT / "docs" / "performance.md", "decoding", f"{verdicts(judge(rows))}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

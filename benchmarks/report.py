@@ -109,6 +109,14 @@ def fill(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
 
 
+def verdicts(goals: Sequence[dict[str, Any]]) -> str:
+    """Return the goals as a Markdown table, met or not."""
+    return markdown(
+        ["goal", "wanted", "measured", ""],
+        [[g["name"], g["goal"], g["value"], "met" if g["met"] else "**not met**"] for g in goals],
+    )
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]

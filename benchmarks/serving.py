@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import ROOT, SMOKE, fill, goal, plot, write
+from benchmarks.report import ROOT, SMOKE, fill, goal, plot, verdicts, write
 from benchmarks.serving_bodies import MEDIA_TYPES, Bodies, read_pictures, write_package
 from benchmarks.serving_client import exchange, request
 from benchmarks.serving_rivals import work
@@ -278,7 +278,7 @@ def main() -> int:
     plot(file, lambda axes: draw(axes, rows, GOAL_RATIO))
     text = tables(rows)
     if options.scale != "smoke":
-        fill(ROOT / "docs" / "performance.md", "serving", text)
+        fill(ROOT / "docs" / "performance.md", "serving", f"{verdicts(judged)}\n\n{text}")
     print(text)
     for item in judged if options.scale != "smoke" else []:
         print(f"{'met    ' if item['met'] else 'NOT MET'} {item['name']}: {item['value']:.3f} (goal {item['goal']})")
