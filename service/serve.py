@@ -18,8 +18,9 @@ GRACE_SECONDS = 25
 
 def _write_example(state: Path) -> Path:
     """Write the drawn phantom, so that the line printed at the start works as it stands, on a machine without any scan."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)  # results and tokens will lie in it
     folder = state / "example"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     scan = folder / FILE_NAME
     scan.write_bytes(chest_phantom())
     return scan.absolute()
