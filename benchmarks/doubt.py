@@ -21,7 +21,7 @@ from benchmarks import report
 from benchmarks.domain_training import Method, Recipe, Run, build, outputs
 from benchmarks.domains import SOURCES, Domains, load
 from benchmarks.doubt_scores import Floats, alarm, judge, mahalanobis, mc_dropout, together, vim
-from benchmarks.generalization import MOST, PAGE, RECIPES, SEEDS, Cell, interval, lines
+from benchmarks.generalization import MOST, PAGE, RECIPES, SEEDS, Cell, interval
 from models.networks.loss_prediction import LossPrediction
 from models.uncertainty import entropy, softmax
 from training.calibrate import cross_entropy, fit_temperature
@@ -282,17 +282,20 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "doubt.jsonl"
     recipe, loaded = RECIPES[options.scale], {}
-    todo = [] if options.summary else [cell for cell in cells(options.scale) if cell.key not in lines(log)]
+    todo = [] if options.summary else cells(options.scale)
     for number, cell in enumerate(todo, start=1):
-        if cell.data not in loaded:
-            loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
-        line = run_cell(cell, loaded[cell.data], recipe, options.scale, folder)
-        with log.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with report.claim(log, cell.key) as mine:
+            if not mine:
+                continue
+            if cell.data not in loaded:
+                loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
+            line = run_cell(cell, loaded[cell.data], recipe, options.scale, folder)
+            with log.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
         found = {name: round(figures["caught_20"], 2) for name, figures in line["doubts"].items()}
         print(f"{number}/{len(todo)} {cell.key}: error {line['error']:.2f}, caught {found}, {line['cpu_seconds']} s", flush=True)
     wanted = {cell.key for cell in cells(options.scale)}
-    rows, goals = summarise([line for key, line in lines(log).items() if key in wanted])
+    rows, goals = summarise([line for key, line in report.lines(log).items() if key in wanted])
     file = report.write("doubt", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes))
     if options.scale == "small":

@@ -110,12 +110,6 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, folder: Path) -> dict[st
     }  # fmt: skip
 
 
-def lines(file: Path) -> dict[str, dict[str, Any]]:
-    """Return what is in a log of finished cells, by key."""
-    found = file.read_text().splitlines() if file.exists() else []
-    return {record["key"]: record for record in map(json.loads, found)}
-
-
 def interval(differences: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return the mean of paired differences and its 95% interval (Student's t)."""
     mean = float(differences.mean())
@@ -238,19 +232,20 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "generalization.jsonl"
     recipe, loaded = RECIPES[options.scale], {}
-    todo = [] if options.summary else [cell for cell in cells(options.scale) if cell.key not in lines(log)]
+    todo = [] if options.summary else cells(options.scale)
     for number, cell in enumerate(todo, start=1):
-        if cell.data not in loaded:
-            loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
-        line = run_cell(cell, loaded[cell.data], recipe, folder)
-        with log.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(
-            f"{number}/{len(todo)} {cell.key}: {line['score']:.3f} (home {line['validation']:.3f}), {line['cpu_seconds']} s",
-            flush=True,
-        )
+        with report.claim(log, cell.key) as mine:
+            if not mine:
+                continue
+            if cell.data not in loaded:
+                loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
+            line = run_cell(cell, loaded[cell.data], recipe, folder)
+            with log.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+        figures = f"{line['score']:.3f} (home {line['validation']:.3f}), {line['cpu_seconds']} s"
+        print(f"{number}/{len(todo)} {cell.key}: {figures}", flush=True)
     wanted = {cell.key for cell in cells(options.scale)}
-    done = [line for key, line in lines(log).items() if key in wanted]
+    done = [line for key, line in report.lines(log).items() if key in wanted]
     rows, goals = summarise(done)
     file = report.write("generalization", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes), size=(7.5, 5.5))

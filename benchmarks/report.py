@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -83,6 +85,27 @@ def write(name: str, scale: str, seeds: Sequence[int], rows: list[dict[str, Any]
     file = folder / f"{name}.json"
     file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     return file
+
+
+def lines(log: Path) -> dict[str, dict[str, Any]]:
+    """Return what is in a log of finished cells, by key."""
+    found = log.read_text().splitlines() if log.exists() else []
+    return {record["key"]: record for record in map(json.loads, found)}
+
+
+@contextmanager
+def claim(log: Path, key: str) -> Iterator[bool]:
+    """Give whether this process is to run a cell: it is not in the log, and no other process is at it.
+
+    The claim is a lock of the operating system, so that a process that dies lets it go.
+    """
+    with log.with_name(f".{log.stem}-{key}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield key not in lines(log)
 
 
 def plot(file: Path, draw: Callable[[Any], None], size: tuple[float, float] = (7.0, 4.0)) -> Path:

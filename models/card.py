@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import Refusal
 
@@ -22,6 +22,9 @@ GRAPH_INPUT = "image"
 GRAPH_OUTPUTS = ("logits", "features", "loss_score", "domain_distance", "heatmap")
 """Names in the graph: image (N, C, H, W) -> logits (N, K), features (N, D), loss_score (N,), domain_distance (N,),
 heatmap (N, K, h, w); all float32, N dynamic."""
+SEGMENTER_OUTPUTS = ("foreground_logits", "features", "loss_score", "domain_distance")
+"""The same of a segmenter: image (N, C, H, W) -> foreground_logits (N, 1, H, W), features (N, D), loss_score (N,) and
+domain_distance (N,), a tile each; all float32, N dynamic."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -40,7 +43,8 @@ class InputSpec(_Strict):
     channels : {1, 3}
         1 for grey images, 3 for colour (RGB).
     height, width : int, pixels
-        Size of the tensor. The image is squashed to it (its aspect ratio is not kept), with an antialiasing filter.
+        Size of the tensor. A classifier's image is squashed to it (its aspect ratio is not kept), with an antialiasing
+        filter; a segmenter's is cut into tiles of it.
     intensity : "percentile" or "full_range"
         "percentile": the ``low`` and ``high`` percentiles of the resized image become 0 and 1, values beyond are
         clipped. "full_range": 8-bit colour divided by 255.
@@ -86,6 +90,44 @@ class OutputSpec(_Strict):
     findings: Annotated[tuple[Finding, ...], Field(min_length=1)]
 
 
+class ObjectSpec(_Strict):
+    """What a segmenter's tiles mean, and how the image's foreground becomes objects.
+
+    The image keeps its size: it is cut into overlapping tiles of the input's height and width, and their logits are blended.
+
+    Attributes
+    ----------
+    label : str
+        What an object is, such as "nucleus".
+    threshold : float
+        Foreground probability from which on a pixel belongs to an object.
+    separation : "distance_watershed"
+        Touching objects: watershed of the smoothed distance to the background, from its peaks.
+    smoothing : float, pixels
+        Standard deviation of the Gaussian over the distance.
+    peak_distance : int, pixels
+        Least distance of two peaks.
+    min_area : int, pixels
+        Smaller objects are dropped.
+    overlap : int, pixels
+        Of neighbouring tiles.
+    max_pixels : int
+        Most pixels of an image or region.
+    rule : str
+        On what, and how, these were chosen.
+    """
+
+    label: Annotated[str, Field(min_length=1)]
+    threshold: Annotated[Fraction, Field(gt=0, lt=1)]
+    separation: Literal["distance_watershed"]
+    smoothing: Annotated[Finite, Field(ge=0)]
+    peak_distance: Annotated[int, Field(ge=1)]
+    min_area: Annotated[int, Field(ge=1)]
+    overlap: Annotated[int, Field(ge=0)]
+    max_pixels: Annotated[int, Field(ge=1)]
+    rule: str
+
+
 class Calibration(_Strict):
     """From raw scores to units, fitted on held-out patients with the exported graph.
 
@@ -123,8 +165,7 @@ class Calibration(_Strict):
 class Triage(_Strict):
     """Defaults for the verdict; a site may set its own.
 
-    ``review`` at or above either percentile; ``refuse`` above ``refuse_domain_distance`` (same unit as the graph's
-    ``domain_distance``).
+    ``review`` at or above either percentile; ``refuse`` above ``refuse_domain_distance`` (in the graph's unit).
     """
 
     review_loss_percentile: Percentile
@@ -155,9 +196,8 @@ class Source(_Strict):
 class Figure(_Strict):
     """One measured figure of the shipped file, or of the same recipe with a domain held out.
 
-    ``held_out`` is "patients" (domain seen in training, patients not) or "domain" (the whole domain unseen).
-    ``low`` and ``high`` bound the 95% interval (bootstrap over patients). ``value`` is None where the figure is not
-    defined (one class only), with ``note`` saying why.
+    ``held_out``: "patients" (domain seen in training, patients not) or "domain" (the whole domain unseen). ``low`` and
+    ``high`` bound the 95% interval (bootstrap over patients). ``value`` is None where it is not defined; ``note`` says why.
     """
 
     domain: str
@@ -182,18 +222,16 @@ class Training(_Strict):
     versions: dict[str, str]
 
 
-class ModelCard(_Strict):
-    """The one document about a model, written once by ``overread release``."""
+class _Card(_Strict):
+    """What all models' cards say."""
 
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
     version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")]
     created: str
-    task: Literal["classification"]
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     card_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     input: InputSpec
-    output: OutputSpec
     calibration: Calibration
     triage: Triage
     intended_use: IntendedUse
@@ -201,11 +239,35 @@ class ModelCard(_Strict):
     evaluation: Annotated[tuple[Figure, ...], Field(min_length=1)]
 
 
+class ModelCard(_Card):
+    """The one document about a classifier, written once by ``overread release``."""
+
+    task: Literal["classification"]
+    output: OutputSpec
+
+
+class SegmenterCard(_Card):
+    """The one document about a segmenter. Its losses are 1 - Dice of a tile, and its calibration set consists of tiles."""
+
+    task: Literal["segmentation"]
+    output: ObjectSpec
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> SegmenterCard:
+        if 2 * self.output.overlap > min(self.input.height, self.input.width):
+            raise ValueError("overlap must be half a tile at most")
+        return self
+
+
+AnyCard = Annotated[ModelCard | SegmenterCard, Field(discriminator="task")]
+_CARD: TypeAdapter[ModelCard | SegmenterCard] = TypeAdapter(AnyCard)
+
+
 def _serialise(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def card_bytes(card: ModelCard) -> bytes:
+def card_bytes(card: ModelCard | SegmenterCard) -> bytes:
     """Return the exact bytes of ``card.json``: the card with ``card_sha256`` set to the digest of the rest."""
     document = card.model_dump(mode="json")
     document["card_sha256"] = ""
@@ -213,7 +275,7 @@ def card_bytes(card: ModelCard) -> bytes:
     return _serialise(document)
 
 
-def read_package(folder: Path) -> tuple[ModelCard, bytes, str]:
+def read_package(folder: Path) -> tuple[ModelCard | SegmenterCard, bytes, str]:
     """Read a model package and verify it.
 
     Parameters
@@ -223,11 +285,11 @@ def read_package(folder: Path) -> tuple[ModelCard, bytes, str]:
 
     Returns
     -------
-    card : ModelCard
+    card : ModelCard or SegmenterCard
     graph : bytes
         The verified bytes of ``model.onnx`` (verified bytes are returned, so that nothing is read twice).
     sha256 : str
-        Identity of the package: SHA-256 of ``card.json``.
+        SHA-256 of ``card.json``.
 
     Raises
     ------
@@ -247,10 +309,10 @@ def read_package(folder: Path) -> tuple[ModelCard, bytes, str]:
     if version != SCHEMA_VERSION:
         raise Refusal("package_invalid", f"card.json has schema {version!r}; this version reads schema {SCHEMA_VERSION}.")
     try:
-        card = ModelCard.model_validate_json(raw)
+        card = _CARD.validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"][1:]) or "task"  # the first names the kind of card
         raise Refusal("package_invalid", f"card.json, field {where}: {first['msg']}.") from error
     if card_bytes(card) != raw:
         raise Refusal("package_invalid", "card.json was changed after its release.")

@@ -96,6 +96,8 @@ class Predictor:
             ``package_invalid`` if anything in it is not exactly as released.
         """
         card, graph, sha256 = read_package(folder)
+        if not isinstance(card, ModelCard):
+            raise Refusal("package_invalid", "The model package does not hold a classifier.")
         return cls(card, Graph(graph, threads), sha256)
 
     def predict(self, images: Sequence[Image], *, heatmap: bool = False) -> list[Prediction]:
