@@ -84,8 +84,8 @@ def held_out_losses(
 
 
 def means(stages: list[Floats]) -> list[Tensor]:
-    """Return the channel means, shapes (N, C_i), which is all that a loss prediction module sees of a map."""
-    return [torch.from_numpy(part[:, : part.shape[1] // 2].copy()) for part in stages]
+    """Return the channel means, shapes (N, C_i), as tensors: all that a loss prediction module sees of a map."""
+    return [torch.from_numpy(part) for part in stages]
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
     started = time.process_time()
     train, validation, target = data.split(cell.target, cell.seed)
     network, _ = trained(data, cell, recipe, folder, train)
-    logits, stages = outputs(network, data.images)
-    features = stages[-1][:, : recipe.widths[-1]]
+    logits, stages, statistics = outputs(network, data.images)
+    features = stages[-1]
     weight, bias = network.head.weight.detach().numpy(), network.head.bias.detach().numpy()
     temperature = fit_temperature(logits[validation], data.labels[validation], np.full(len(validation), 1 / len(validation)))
     losses = cross_entropy(logits, data.labels, temperature)
@@ -114,7 +114,6 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
     head = fit_loss_prediction(means(at(train)), torch.from_numpy(sibling_losses), 1.0, cell.seed, steps)
     own_losses = torch.from_numpy(cross_entropy(logits[validation], data.labels[validation], 1.0))
     own = fit_loss_prediction(means(at(validation)), own_losses, 1.0, cell.seed, steps)
-    statistics = np.concatenate(stages, axis=1)
     distance = fit_distance(statistics[train], [str(name) for name in data.domains[train]])
     with torch.no_grad():
         far = distance(torch.from_numpy(statistics)).numpy()
@@ -147,7 +146,7 @@ def _joint(
     cell: Cell, data: Domains, recipe: Recipe, folder: Path, train: NDArray[np.int64], target: NDArray[np.int64]
 ) -> dict[str, float]:
     network, head = trained(data, Cell(cell.data, cell.target, JOINT, cell.seed), recipe, folder, train)
-    logits, stages = outputs(network, data.images[target])
+    logits, stages, _ = outputs(network, data.images[target])
     labels = data.labels[target]
     entropies = judge(logits.argmax(1) != labels, cross_entropy(logits, labels, 1.0), entropy(softmax(logits, 1.0)))
     found = judge(logits.argmax(1) != labels, cross_entropy(logits, labels, 1.0), predict(head, stages))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS
 from models.errors import Refusal
 from models.networks.classifier import Classifier
-from models.networks.domain_distance import DomainDistance, stage_statistics
+from models.networks.domain_distance import DomainDistance, grid_statistics
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import fold_normalization
 from models.predictor import Graph
@@ -48,7 +48,7 @@ class ServedClassifier(nn.Module):
         """Return logits (N, K), features (N, D), loss score (N,), domain distance (N,) and heatmap (N, K, h, w)."""
         maps = self.classifier.stage_maps(image)
         features = self.classifier.pool(maps)
-        distance = self.distance(stage_statistics(maps))
+        distance = self.distance(grid_statistics(maps))
         logits = self.classifier.classify(features)
         if self.loss_prediction is None:
             likely = torch.log_softmax(logits, dim=1)
@@ -63,24 +63,29 @@ def fit_distance(statistics: NDArray[np.float32], domains: Sequence[str]) -> Dom
 
     Parameters
     ----------
-    statistics : ndarray, float32, shape (N, S)
-        Of :func:`models.networks.domain_distance.stage_statistics`.
+    statistics : ndarray, float32, shape (N, P, S)
+        Of :mod:`models.networks.domain_distance`: S values at each of P positions.
     domains : sequence of str
         Domain of each image.
 
     Notes
     -----
-    The covariance is the mean of the domains' own (Ledoit-Wolf shrunk, after scaling to unit variance), so that a domain
-    with many images does not decide alone what is usual. It is whitened by its Cholesky factor: W^T W is its inverse.
+    The covariance at a position is the mean of the domains' own (Ledoit-Wolf shrunk, after scaling to unit variance), so that
+    a domain with many images does not decide alone what is usual. It is whitened by its Cholesky factor: W^T W is its inverse.
     """
-    values = statistics.astype(np.float64)
-    names = sorted(set(domains))
-    members = [values[[index for index, domain in enumerate(domains) if domain == name]] for name in names]
+    whitenings, centres = zip(*(_whiten(part, domains) for part in statistics.transpose(1, 0, 2).astype(np.float64)), strict=True)
+    return DomainDistance(
+        torch.from_numpy(np.stack(whitenings).astype(np.float32)), torch.from_numpy(np.stack(centres, axis=1).astype(np.float32))
+    )
+
+
+def _whiten(values: NDArray[np.float64], domains: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    names = np.array(domains)
+    members = [values[names == name] for name in np.unique(names)]
     scale = np.sqrt(np.mean([part.var(axis=0) for part in members], axis=0)) + 1e-6
     covariance = np.mean([LedoitWolf().fit((part - part.mean(axis=0)) / scale).covariance_ for part in members], axis=0)
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)) / scale
-    centres = np.stack([whitening @ part.mean(axis=0) for part in members])
-    return DomainDistance(torch.from_numpy(whitening.astype(np.float32)), torch.from_numpy(centres.astype(np.float32)))
+    return whitening, np.stack([whitening @ part.mean(axis=0) for part in members])
 
 
 @torch.no_grad()
@@ -96,7 +101,7 @@ def build(folder: Path, images: ImageSet) -> ServedClassifier:
     """
     trained = load_weights(folder)
     parts = [
-        stage_statistics(trained.classifier.stage_maps(torch.from_numpy(images.tensors[start : start + 64])))
+        grid_statistics(trained.classifier.stage_maps(torch.from_numpy(images.tensors[start : start + 64])))
         for start in range(0, len(images.rows), 64)
     ]
     distance = fit_distance(torch.cat(parts).numpy(), [row.domain for row in images.rows])

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+GRID = 4
+"""Cells a side of :func:`grid_statistics`."""
+
 
 def stage_statistics(maps: Sequence[Tensor]) -> Tensor:
-    """Return the channel means and standard deviations of every stage.
+    """Return the channel means and standard deviations of every stage, over the whole image.
 
-    The early stages tell the scanner, the noise and an inverted grey scale; the late ones tell what is shown.
+    The early stages tell the scanner, the noise and an inverted grey scale; the late ones tell what is shown, but not where: the
+    choice for textures, such as tissue, which have no top.
 
     Parameters
     ----------
@@ -20,14 +24,45 @@ def stage_statistics(maps: Sequence[Tensor]) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (N, 2 x sum of C_i)
+    Tensor, shape (N, 1, S), S = 2 x sum of C_i
     """
     parts = []
     for stage in maps:
         mean = stage.mean(dim=(2, 3))
         variance = (stage - mean[:, :, None, None]).square().mean(dim=(2, 3))
         parts += [mean, torch.sqrt(variance + 1e-6)]  # without the constant a dead channel has no gradient and no scale
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1)[:, None]
+
+
+def grid_statistics(maps: Sequence[Tensor]) -> Tensor:
+    """Return the channel means of every stage but the last, in each cell of a grid over the image.
+
+    For views that are always taken the same way: what lies where is part of what is usual, so that an image upside down is
+    far. The last stage is left out: it is what the classifier decides by, and differs between classes more than between domains.
+
+    Parameters
+    ----------
+    maps : sequence of Tensor
+        Each of shape (N, C_i, h_i, w_i).
+
+    Returns
+    -------
+    Tensor, shape (N, P, S), P = GRID x GRID cells, S = sum of C_i without the last
+    """
+    parts = []
+    for stage in maps[:-1]:
+        rows, columns = (_averages(size).to(stage) for size in stage.shape[2:])
+        parts.append((rows @ stage @ columns.T).flatten(2))
+    return torch.cat(parts, dim=1).transpose(1, 2)
+
+
+def _averages(size: int) -> Tensor:
+    """Return the weights (GRID, size) of the mean of each cell; cells share a pixel where the size is no multiple of the grid."""
+    weights = torch.zeros(GRID, size)
+    for cell in range(GRID):
+        first, end = cell * size // GRID, -(-(cell + 1) * size // GRID)
+        weights[cell, first:end] = 1 / (end - first)
+    return weights
 
 
 class DomainDistance(nn.Module):
@@ -35,15 +70,15 @@ class DomainDistance(nn.Module):
 
     Parameters
     ----------
-    whitening : Tensor, shape (S, S)
-        W with W^T W the inverse of the covariance within the domains, of the statistics of :func:`stage_statistics`.
-    centres : Tensor, shape (domains, S)
+    whitening : Tensor, shape (P, S, S)
+        For each position W with W^T W the inverse of the covariance within the domains, of the statistics there.
+    centres : Tensor, shape (domains, P, S)
         Whitened means: W times the mean statistics of each training domain.
 
     Notes
     -----
     An image drawn from a training domain has a distance near 1. It is larger for an image that is less alike, without a
-    bound, and has no unit.
+    bound, and has no unit. Positions are taken for independent: their squared distances are averaged.
 
     References
     ----------
@@ -59,7 +94,7 @@ class DomainDistance(nn.Module):
         self.register_buffer("centres", centres)
 
     def forward(self, statistics: Tensor) -> Tensor:
-        """Return the distance (N,), at least 0, of statistics (N, S)."""
-        whitened = statistics @ self.whitening.T
-        squared = (whitened[:, None, :] - self.centres[None, :, :]).square().mean(dim=2)
+        """Return the distance (N,), at least 0, of statistics (N, P, S)."""
+        whitened = (statistics[:, :, None] @ self.whitening.transpose(1, 2))[:, :, 0]
+        squared = (whitened[:, None] - self.centres).square().mean(dim=(2, 3))
         return torch.sqrt(squared.amin(dim=1))

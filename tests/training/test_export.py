@@ -54,7 +54,7 @@ def served() -> export.ServedClassifier:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    distance = DomainDistance(torch.randn(480, 480) / 20, torch.randn(2, 480))
+    distance = DomainDistance(torch.randn(16, 112, 112) / 10, torch.randn(2, 16, 112))
     return export.ServedClassifier(classifier, LossPrediction(classifier.widths), distance).eval()
 
 
@@ -98,18 +98,18 @@ def test_a_graph_that_differs_from_torch_is_not_written(
 def test_distance_weighs_domains_equally_and_whitens_what_is_within_them() -> None:
     random = np.random.default_rng(0)
     big, small = random.normal(0, 1, (2000, 6)), random.normal(0, 3, (200, 6)) + 40
-    statistics = np.concatenate([big, small]).astype(np.float32)
+    statistics = np.concatenate([big, small]).astype(np.float32)[:, None]
     module = export.fit_distance(statistics, ["big"] * 2000 + ["small"] * 200)
-    covariance = np.linalg.inv((module.whitening.T @ module.whitening).double().numpy())
+    covariance = np.linalg.inv((module.whitening[0].T @ module.whitening[0]).double().numpy())
     np.testing.assert_allclose(np.diag(covariance), (1 + 9) / 2, rtol=0.2)  # not (2000 * 1 + 200 * 9) / 2200
-    assert module.centres.shape == (2, 6)
-    between = module(torch.full((1, 6), 20.0))
+    assert module.centres.shape == (2, 1, 6)
+    between = module(torch.full((1, 1, 6), 20.0))
     assert float(between) > 3 * float(module(torch.from_numpy(statistics)).mean())  # the gap between domains is not home
 
 
 def test_distance_stays_finite_with_few_images_and_a_dead_channel() -> None:
-    statistics = np.random.default_rng(0).normal(size=(10, 50)).astype(np.float32)
-    statistics[:, 0] = 0
+    statistics = np.random.default_rng(0).normal(size=(10, 3, 50)).astype(np.float32)
+    statistics[:, :, 0] = 0
     module = export.fit_distance(statistics, ["a"] * 10)
     assert torch.isfinite(module(torch.from_numpy(statistics) + 1)).all()
 

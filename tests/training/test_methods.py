@@ -18,7 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from models.errors import Refusal
-from models.networks.domain_distance import DomainDistance
+from models.networks.domain_distance import GRID, DomainDistance
 from models.networks.normalization import fold_normalization, gates
 from training import classifier, export, held_out
 from training.classifier import ClassifierTraining, load_weights, sibling
@@ -49,11 +49,14 @@ def train(monkeypatch: pytest.MonkeyPatch, small: dict[str, Any]) -> Callable[[l
     return classifier.main
 
 
+def no_distance() -> DomainDistance:
+    size = sum(WIDTHS[:-1])
+    return DomainDistance(torch.eye(size).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, size))
+
+
 def graph(module: ClassifierTraining) -> Counter[str]:
-    size = 2 * sum(WIDTHS)
-    distance = DomainDistance(torch.eye(size), torch.zeros(1, size))
     served = None if module.config.loss_prediction == "none" else module.loss_prediction
-    folded = ServedClassifier(fold_normalization(module.classifier), served, distance).eval()
+    folded = ServedClassifier(fold_normalization(module.classifier), served, no_distance()).eval()
     model = onnx.load_model_from_string(to_onnx(folded, module.config))
     return Counter(node.op_type for node in model.graph.node)
 
@@ -70,8 +73,7 @@ def test_style_and_open_gates_leave_nothing_in_the_exported_graph(config: Callab
 
 def test_without_loss_prediction_the_score_is_the_entropy(config: Callable[..., RunConfig]) -> None:
     module = ClassifierTraining(config(loss_prediction="none")).eval()
-    size = 2 * sum(WIDTHS)
-    served = ServedClassifier(module.classifier, None, DomainDistance(torch.eye(size), torch.zeros(1, size)))
+    served = ServedClassifier(module.classifier, None, no_distance())
     logits, _, score, _, _ = served(torch.randn(5, 1, 32, 32))
     likely = logits.softmax(dim=1)
     torch.testing.assert_close(score, -(likely * likely.log()).sum(dim=1))
