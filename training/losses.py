@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from models.networks.pseudo_edge import sobel
 
 
 def ranking_loss(scores: Tensor, true_losses: Tensor, margin: float) -> Tensor:
@@ -44,3 +47,111 @@ def ranking_loss(scores: Tensor, true_losses: Tensor, margin: float) -> Tensor:
     predicted = scores[: 2 * pairs].view(pairs, 2)
     sign = torch.sign(losses[:, 0] - losses[:, 1])
     return torch.relu(margin - sign * (predicted[:, 0] - predicted[:, 1])).mean()
+
+
+def partial_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: float, negative_weight: float) -> Tensor:
+    """Compare the foreground with labels that only some pixels have.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (N, H, W)
+        Of the foreground.
+    labels : Tensor, integer, shape (N, H, W)
+        1 foreground, 0 background; every other value is ignored.
+    positive_weight, negative_weight : float
+        Of the pixels of either label. The paper's are 1 and 0.1: Voronoi boundaries are many, and some cross nuclei.
+
+    Returns
+    -------
+    Tensor, scalar, nats
+        Weighted mean of the binary cross-entropy over the labelled pixels of the batch; 0 if there are none.
+
+    References
+    ----------
+    Yoo, Yoo and Paeng, "PseudoEdgeNet: Nuclei Segmentation only with Point Annotations", MICCAI 2019, arXiv:1906.02924,
+    section 2.1.
+    """
+    weights = positive_weight * (labels == 1).to(logits.dtype) + negative_weight * (labels == 0).to(logits.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits, (labels == 1).to(logits.dtype), reduction="none")
+    return (weights * losses).sum() / weights.sum().clamp(min=1e-6)
+
+
+def edge_loss(probabilities: Tensor, edges: Tensor) -> Tensor:
+    """Return the mean absolute difference between a foreground map's edges and those found in the image.
+
+    Parameters
+    ----------
+    probabilities : Tensor, shape (N, 1, H, W)
+        Of the foreground, by f.
+    edges : Tensor, shape (N, 2, H, W)
+        Of :class:`models.networks.pseudo_edge.PseudoEdge`: g, or g times h.
+
+    References
+    ----------
+    Yoo, Yoo and Paeng, MICCAI 2019, arXiv:1906.02924, section 2.2: mean | sobel(f) - g * h |, with the weight 1.
+    """
+    return (sobel(probabilities) - edges).abs().mean()
+
+
+def pairwise_loss(probabilities: Tensor, colours: Tensor, radius: int, place_sigma: float, colour_sigma: float) -> Tensor:
+    """Ask that near pixels of like colour are of one kind.
+
+    Parameters
+    ----------
+    probabilities : Tensor, shape (N, 1, H, W)
+        Of the foreground.
+    colours : Tensor, shape (N, C, H, W), in [0, 1]
+    radius : int, pixels
+        Of the square window in which pixels are compared.
+    place_sigma : float, pixels
+    colour_sigma : float
+        In the unit of ``colours``, summed over the channels.
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over all pairs in the window of exp(-|distance|^2 / 2 place_sigma^2 - |colours|^2 / 2 colour_sigma^2) times the
+        probability that the two are of different kinds.
+
+    References
+    ----------
+    Obukhov et al., "Gated CRF Loss for Weakly Supervised Semantic Image Segmentation", 2019, arXiv:1906.04651, section 3: the
+    energy of a dense CRF with a Potts model, cut to a window, relaxed to probabilities. Where the window holds all weight it is
+    the dense CRF loss of Tang et al., ECCV 2018, arXiv:1803.09569, that the Voronoi and cluster recipe uses.
+    """
+    height, width = probabilities.shape[2:]
+    total, pairs = probabilities.new_zeros(()), 0
+    for down in range(radius + 1):
+        for across in range(-radius, radius + 1):
+            if (down, across) <= (0, 0):
+                continue  # each pair once: the other half of the window is the same pairs seen from their other end
+            here = (..., slice(0, height - down), slice(max(0, -across), width - max(0, across)))
+            there = (..., slice(down, height), slice(max(0, across), width - max(0, -across)))
+            squared = (colours[here] - colours[there]).square().sum(dim=1, keepdim=True)
+            exponent = -(down**2 + across**2) / (2 * place_sigma**2) - squared / (2 * colour_sigma**2)
+            first, second = probabilities[here], probabilities[there]
+            total = total + (torch.exp(exponent) * (first * (1 - second) + second * (1 - first))).sum()
+            pairs += first.numel()
+    return total / pairs
+
+
+def dice_losses(foreground: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 - Dice of each tile, over its labelled pixels.
+
+    Parameters
+    ----------
+    foreground : Tensor of bool, shape (N, H, W)
+        As predicted.
+    labels : Tensor, integer, shape (N, H, W)
+        1 foreground, 0 background; every other value is ignored.
+
+    Returns
+    -------
+    Tensor, float32, shape (N,), in [0, 1]
+        0 where neither holds any foreground.
+    """
+    true, known = labels == 1, (labels == 1) | (labels == 0)
+    predicted = foreground & known
+    both = (predicted & true).sum(dim=(1, 2))
+    either = predicted.sum(dim=(1, 2)) + true.sum(dim=(1, 2))
+    return torch.where(either > 0, 1 - 2 * both / either.clamp(min=1), torch.zeros(()))

@@ -35,6 +35,28 @@ class ResidualBlock(nn.Module):
         return torch.relu(residual + self.shortcut(inputs))
 
 
+def residual_encoder(channels: int, widths: Sequence[int], blocks: int) -> tuple[nn.Sequential, nn.ModuleList]:
+    """Return stem and stages.
+
+    Parameters
+    ----------
+    channels : int
+        Of the image.
+    widths : sequence of int
+        Channels of each stage; the stem halves the image and every stage but the first halves it again.
+    blocks : int
+        Residual blocks a stage.
+    """
+    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+    stages: list[nn.Module] = []
+    inputs = widths[0]
+    for index, width in enumerate(widths):
+        first = ResidualBlock(inputs, width, 1 if index == 0 else 2)
+        stages.append(nn.Sequential(first, *(ResidualBlock(width, width, 1) for _ in range(blocks - 1))))
+        inputs = width
+    return stem, nn.ModuleList(stages)
+
+
 class Classifier(nn.Module):
     """Residual stages, global average pooling, one linear layer.
 
@@ -44,10 +66,8 @@ class Classifier(nn.Module):
         Of the image.
     classes : int
         Number of logits, K.
-    widths : sequence of int
-        Channels of each stage; the stem halves the image and every stage but the first halves it again.
-    blocks : int
-        Residual blocks a stage.
+    widths, blocks : sequence of int, int
+        See :func:`residual_encoder`.
     dropout : float, in [0, 1)
         On the pooled features, in training only.
     """
@@ -55,18 +75,9 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, classes: int, widths: Sequence[int], blocks: int, dropout: float) -> None:
         super().__init__()
         self.widths = tuple(widths)
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
-        )
-        stages: list[nn.Module] = []
-        inputs = widths[0]
-        for index, width in enumerate(widths):
-            first = ResidualBlock(inputs, width, 1 if index == 0 else 2)
-            stages.append(nn.Sequential(first, *(ResidualBlock(width, width, 1) for _ in range(blocks - 1))))
-            inputs = width
-        self.stages = nn.ModuleList(stages)
+        self.stem, self.stages = residual_encoder(channels, widths, blocks)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(inputs, classes)
+        self.head = nn.Linear(widths[-1], classes)
 
     def stage_maps(self, image: Tensor) -> list[Tensor]:
         """Return the map of every stage.
