@@ -65,6 +65,8 @@ class Segmentation:
         Mean over the pixels of that of the foreground probability.
     features : ndarray, float32, shape (D,)
         Mean over the tiles.
+    origin : (int, int), pixels
+        (x, y) of the corner of ``label_image`` in the image; objects and tiles are in the image's pixels already.
     """
 
     objects: tuple[DetectedObject, ...]
@@ -77,3 +79,4 @@ class Segmentation:
     domain_percentile: float
     entropy: float
     features: NDArray[np.float32]
+    origin: tuple[int, int] = (0, 0)

@@ -37,6 +37,8 @@ class Graph:
         The content of ``model.onnx``.
     threads : int
         Threads inside one call. Serving uses one a session and several sessions' calls side by side, which scales better.
+    outputs : tuple of str
+        What the graph must yield: a classifier's or a segmenter's.
 
     Raises
     ------
@@ -44,7 +46,7 @@ class Graph:
         ``package_invalid`` if it is no graph, keeps data outside the file, or lacks an input or output.
     """
 
-    def __init__(self, graph: bytes, threads: int = 1) -> None:
+    def __init__(self, graph: bytes, threads: int = 1, outputs: tuple[str, ...] = GRAPH_OUTPUTS) -> None:
         _refuse_external_data(graph)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -57,15 +59,21 @@ class Graph:
             raise Refusal("package_invalid", "onnxruntime cannot load model.onnx.") from error
         if [item.name for item in self.session.get_inputs()] != [GRAPH_INPUT]:
             raise Refusal("package_invalid", f"The graph must have the one input {GRAPH_INPUT!r}.")
-        missing = set(GRAPH_OUTPUTS) - {item.name for item in self.session.get_outputs()}
+        missing = set(outputs) - {item.name for item in self.session.get_outputs()}
         if missing:
             raise Refusal("package_invalid", f"The graph lacks the outputs {sorted(missing)}.")
         # onnxruntime-gpu falls back to the CPU without an error: what runs is what the session says, not what was asked.
         self.provider: str = self.session.get_providers()[0]
+        self.outputs = outputs
+
+    def values(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Run the graph on ``tensor``, float32, shape (N, C, H, W); return its outputs in their order."""
+        values: list[NDArray[np.float32]] = self.session.run(list(self.outputs), {GRAPH_INPUT: tensor})
+        return values
 
     def run(self, tensor: NDArray[np.float32]) -> RawOutputs:
-        """Run the graph on ``tensor``, float32, shape (N, C, H, W)."""
-        return RawOutputs(*self.session.run(list(GRAPH_OUTPUTS), {GRAPH_INPUT: tensor}))
+        """Run a classifier's graph on ``tensor``, float32, shape (N, C, H, W)."""
+        return RawOutputs(*self.values(tensor))
 
 
 class Predictor:

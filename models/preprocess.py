@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from models.card import InputSpec
 from models.dicom_header import age_years, stated
 from models.errors import Refusal
-from models.image import Image
+from models.image import Image, Rendering
 from models.quiet import silence_readers
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -122,19 +122,34 @@ def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geom
         shown = how.evaluate(resize(image.pixels, spec.height, spec.width, image.extent))
     else:
         shown = resize(how.look_up(image.pixels), spec.height, spec.width, image.extent)
-    if spec.channels == 1 and shown.ndim == 3:
-        shown = shown @ LUMA
-    elif spec.channels == 3 and shown.ndim == 2:
-        shown = np.repeat(shown[:, :, None], 3, axis=2)
+    shown = in_channels(shown, spec.channels)
+    planes = standardise(shown, *intensity_range(shown, how, spec), spec)
+    tensor = np.ascontiguousarray(np.atleast_3d(planes).transpose(2, 0, 1)[None], dtype=np.float32)
+    return tensor, Geometry(image.rows, image.columns, spec.height, spec.width)
+
+
+def in_channels(shown: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Turn display values (h, w) or (h, w, 3) into (h, w) for one channel, by :data:`LUMA`, or (h, w, 3), grey repeated."""
+    if channels == 1 and shown.ndim == 3:
+        return np.asarray(shown @ LUMA)
+    if channels == 3 and shown.ndim == 2:
+        return np.repeat(shown[:, :, None], 3, axis=2)
+    return shown
+
+
+def intensity_range(shown: NDArray[Any], how: Rendering, spec: InputSpec) -> tuple[float, float]:
+    """Return the display values that become 0 and 1: percentiles of ``shown``, or the ends of what is possible."""
     if spec.intensity == "percentile":
         low, high = np.percentile(shown, [spec.low, spec.high])
-    else:
-        low, high = how.low, how.high
+        return low, high
+    return how.low, how.high
+
+
+def standardise(shown: NDArray[Any], low: float, high: float, spec: InputSpec) -> NDArray[Any]:
+    """Scale display values to [0, 1], clipped, then by the mean and the standard deviation of the specification."""
     # A constant image has no contrast to stretch: it becomes 0
     scaled = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
-    planes = np.atleast_3d((scaled - spec.mean) / spec.std).transpose(2, 0, 1)
-    tensor = np.ascontiguousarray(planes[None], dtype=np.float32)
-    return tensor, Geometry(image.rows, image.columns, spec.height, spec.width)
+    return np.asarray((scaled - spec.mean) / spec.std)
 
 
 def resize(
