@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import time
 from pathlib import Path
@@ -18,12 +17,12 @@ from torch.optim import Optimizer
 from models.errors import Refusal
 from models.networks.classifier import Classifier
 from models.networks.loss_prediction import LossPrediction
-from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates, use_batch_instance
+from models.networks.normalization import use_batch_instance
 from models.networks.style import StyleHead, content_maps
 from training.augmentation import augment
-from training.config import Run, RunConfig, fold_of, make_config, read_input_spec, read_run, versions, write_json
+from training.config import Run, RunConfig, fold_of, make_config, read_input_spec, read_run, refuse_other, versions, write_json
 from training.data import Manifest, check_splits, load_images, read_manifest, split_of
-from training.fit import WEIGHTS, fit, load_safely
+from training.fit import WEIGHTS, adamw, fit, load_safely, rate
 from training.held_out import REPORT as HELD_OUT
 from training.held_out import finish, helpers
 from training.losses import ranking_loss
@@ -106,23 +105,11 @@ class ClassifierTraining(lightning.LightningModule):
 
     def rate(self, step: int) -> float:
         """Return the factor of the learning rate: a linear warm-up and a cosine to zero, by step."""
-        total = self.config.total_steps
-        warm = max(1, total // 20)
-        return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+        return rate(step, self.config.total_steps)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, with the gates of BIN as a group of their own that every step brings back into [0, 1]."""
-        gate = gates(self.classifier)
-        served = [*self.classifier.parameters(), *self.loss_prediction.parameters()]
-        rest = [parameter for parameter in served if not any(parameter is rho for rho in gate)]
-        groups: list[dict[str, Any]] = [
-            {"params": [value for value in rest if value.ndim > 1], "weight_decay": self.config.weight_decay},
-            {"params": [value for value in rest if value.ndim <= 1], "weight_decay": 0.0},
-        ]
-        if gate:
-            groups.append({"params": gate, "weight_decay": 0.0, "lr": GATE_LEARNING_RATE * self.config.learning_rate})
-        optimiser = torch.optim.AdamW(groups, lr=self.config.learning_rate)
-        optimiser.register_step_post_hook(lambda *_: clamp_gates(self.classifier))
+        optimiser = adamw([self.classifier, self.loss_prediction], self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.rate)
         if self.style_head is not None:
             of_head = torch.optim.AdamW(self.style_head.parameters(), weight_decay=self.config.weight_decay)
@@ -225,20 +212,6 @@ def _run(config: RunConfig, manifest: Manifest, command: str) -> Run:
     return Run(config=config, data_sha256=manifest.sha256, trained_on=trained_on, command=command, versions=versions())
 
 
-def _refuse_other(run: Run, folder: Path) -> None:
-    if not (folder / "run.json").exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise Refusal("output_exists", "The folder is not empty and holds no run.")
-        return
-    earlier = read_run(folder)
-    if earlier.config != run.config:
-        theirs, ours = earlier.config.model_dump(), run.config.model_dump()
-        changed = ", ".join(name for name in ours if ours[name] != theirs[name])
-        raise Refusal("output_exists", f"The folder holds a run with another setting ({changed}).")
-    if earlier.data_sha256 != run.data_sha256:
-        raise Refusal("output_exists", "The folder holds a run on other data.")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="overread train classifier",
@@ -284,7 +257,7 @@ def main(argv: list[str]) -> int:
         seen = manifest if same else read_manifest(options.data, each_config.domains, config.classes)
         runs[folder] = _run(each_config, seen, command)
     for folder, run in runs.items():
-        _refuse_other(run, folder)
+        refuse_other(run, folder)
     unfinished = {folder: each for folder, each in runs.items() if not (folder / WEIGHTS).exists()}
     to_fit = [
         folder for folder, each in runs.items()

@@ -7,7 +7,7 @@ import json
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -207,7 +207,10 @@ def read_json(file: Path, missing: str) -> dict[str, Any]:
     return document
 
 
-class Run(BaseModel):
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class RunOf(BaseModel, Generic[Config]):
     """``run.json``: the config with what it was applied to and by what.
 
     ``data_sha256`` is the digest of the rows and images of the config's domains, ``trained_on`` the images and patients of
@@ -216,15 +219,30 @@ class Run(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config: RunConfig
+    config: Config
     data_sha256: str
     trained_on: dict[str, tuple[int, int]]
     command: str
     versions: dict[str, str]
 
 
-def read_run(folder: Path) -> Run:
-    """Read ``run.json`` of a run.
+Run = RunOf[RunConfig]
+
+
+def verb_of(folder: Path) -> str:
+    """Return the command that a run was made by, such as "train classifier", before anything else of it is believed.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if there is no run in the folder.
+    """
+    config = read_json(folder / "run.json", "There is no run in this folder: train one first.").get("config")
+    return str(config.get("verb", "")) if isinstance(config, dict) else ""
+
+
+def read_run_of(folder: Path, kind: type[RunOf[Config]]) -> RunOf[Config]:
+    """Read ``run.json`` of a run of this kind.
 
     Raises
     ------
@@ -233,6 +251,32 @@ def read_run(folder: Path) -> Run:
     """
     document = read_json(folder / "run.json", "There is no run in this folder: train one first.")
     try:
-        return Run.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
         raise Refusal("config_invalid", "run.json of the run does not validate.") from error
+
+
+def read_run(folder: Path) -> Run:
+    """Read ``run.json`` of a classifier's run; see :func:`read_run_of`."""
+    return read_run_of(folder, Run)
+
+
+def refuse_other(run: RunOf[Config], folder: Path) -> None:
+    """Refuse a folder that holds anything but this run, begun or finished.
+
+    Raises
+    ------
+    Refusal
+        ``output_exists`` if it holds another setting, other data, or files that are no run.
+    """
+    if not (folder / "run.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise Refusal("output_exists", "The folder is not empty and holds no run.")
+        return
+    earlier = read_run_of(folder, type(run))
+    if earlier.config != run.config:
+        theirs, ours = earlier.config.model_dump(), run.config.model_dump()
+        changed = ", ".join(name for name in ours if ours[name] != theirs[name])
+        raise Refusal("output_exists", f"The folder holds a run with another setting ({changed}).")
+    if earlier.data_sha256 != run.data_sha256:
+        raise Refusal("output_exists", "The folder holds a run on other data.")

@@ -3,24 +3,75 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from models.errors import Refusal
+from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates
 from training.config import RunConfig
 from training.data import BalancedBatches, ImageSet
 
 CHECKPOINT = "last.ckpt"
 WEIGHTS = "model.pt"
 LOG = "log.csv"
+
+
+class Recipe(Protocol):
+    """What the loop needs of a config: see :class:`training.config.RunConfig`."""
+
+    @property
+    def domains(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+
+    @property
+    def total_steps(self) -> int: ...  # noqa: D102
+
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+
+    @property
+    def precision(self) -> Any: ...  # noqa: D102
+
+
+def rate(step: int, total: int) -> float:
+    """Return the factor of the learning rate: a linear warm-up over a twentieth of the steps, and a cosine to zero."""
+    warm = max(1, total // 20)
+    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+def adamw(modules: Sequence[nn.Module], config: Recipe) -> torch.optim.AdamW:
+    """Return AdamW over all parameters of ``modules``.
+
+    Vectors (biases, normalisations) do not decay. The gates of BIN are a group of their own, with their own learning rate, that
+    every step brings back into [0, 1].
+    """
+    whole = nn.ModuleList(modules)
+    gate = gates(whole)
+    rest = [value for value in whole.parameters() if not any(value is rho for rho in gate)]
+    groups: list[dict[str, Any]] = [
+        {"params": [value for value in rest if value.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [value for value in rest if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if gate:
+        groups.append({"params": gate, "weight_decay": 0.0, "lr": GATE_LEARNING_RATE * config.learning_rate})
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer.register_step_post_hook(lambda *_: clamp_gates(whole))
+    return optimizer
 
 
 class _Log(lightning.Callback):
@@ -69,17 +120,34 @@ def load_safely(file: Path) -> dict[str, Any]:
 
 
 def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConfig, images: ImageSet, folder: Path) -> None:
+    """Train a module on whole images, in balanced batches of (images, labels); see :func:`fit_batches`.
+
+    Parameters
+    ----------
+    images : ImageSet
+        The training split of the config's domains.
+    """
+    tensors, labels = torch.from_numpy(images.tensors), torch.from_numpy(images.labels)
+    groups = [(row.domain, row.label) for row in images.rows]
+    batches = BalancedBatches(groups, config.steps_per_epoch, config.batch_size, config.seed)
+    # As the sampler, not the batch sampler: Lightning tells only the former which epoch it is.
+    fit_batches(module, parts, config, DataLoader(TensorDataset(tensors, labels), sampler=batches, batch_size=None), folder)
+
+
+def fit_batches(
+    module: lightning.LightningModule, parts: Sequence[str], config: Recipe, loader: Iterable[Any], folder: Path
+) -> None:
     """Train a module, from the last checkpoint if there is one.
 
     Parameters
     ----------
     module : LightningModule
-        Takes batches of (images, labels). What is random in a step must depend on the seed and the step alone.
+        It logs ``loss`` and ``ranking``. What is random in a step must depend on the seed and the step alone.
     parts : sequence of str
         Its submodules whose state dicts are kept at the end.
-    config : RunConfig
-    images : ImageSet
-        The training split of the config's domains.
+    config : Recipe
+    loader : DataLoader
+        Of the batches; its sampler is told the epoch.
     folder : Path
         Receives ``last.ckpt`` (after every epoch), ``log.csv`` and, at the end, ``model.pt``: a state dict for each part.
         All can be loaded with ``weights_only=True``.
@@ -89,9 +157,6 @@ def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConf
     KeyboardInterrupt
         If it was interrupted; Lightning alone would return as if it were done.
     """
-    tensors, labels = torch.from_numpy(images.tensors), torch.from_numpy(images.labels)
-    groups = [(row.domain, row.label) for row in images.rows]
-    batches = BalancedBatches(groups, config.steps_per_epoch, config.batch_size, config.seed)
     resumed = folder / CHECKPOINT if (folder / CHECKPOINT).exists() else None
     done = int(load_safely(resumed)["global_step"]) if resumed else 0
     going_on = f", going on from step {done}" if done else ""
@@ -105,8 +170,6 @@ def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConf
             ],
             enable_model_summary=False, gradient_clip_val=1.0,
         )  # fmt: skip
-        # As the sampler, not the batch sampler: Lightning tells only the former which epoch it is.
-        loader = DataLoader(TensorDataset(tensors, labels), sampler=batches, batch_size=None)
         trainer.fit(module, loader, ckpt_path=resumed, weights_only=True)
     if trainer.global_step != config.total_steps:
         raise KeyboardInterrupt
