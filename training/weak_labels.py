@@ -1,0 +1,299 @@
+"""Labels of pixels from what an expert marked: 1 nucleus, 0 background, IGNORE where nothing is known.
+
+All label arrays are int8 of shape (rows, columns). What was drawn (outlines, strokes) is taken as it is; an outline or a stroke
+on a nucleus stands for its nucleus like a point does. Outside the annotated region everything is IGNORE. No nucleus marked at
+all means that there is none: then the region is background.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_closing, distance_transform_edt, label
+from skimage.draw import line, polygon2mask
+from skimage.segmentation import find_boundaries
+from sklearn.cluster import KMeans
+
+from models.annotation import Annotation, Scribble
+
+Bools = NDArray[np.bool_]
+Coordinates = NDArray[np.float64]
+Labels = NDArray[np.integer[Any]]
+WeakLabels = NDArray[np.int8]
+IGNORE = -1
+
+VORONOI_RADIUS = 2  # pixels around a point that are surely nucleus
+NEAR_RADIUS = 5  # pixels around a point that are mostly nucleus: what the background's cluster avoids
+COLOUR_SCALE = 10.0
+FARTHEST = 20.0
+SMALLEST_PIECE = 30  # pixels
+FITTED_PIXELS = 50_000
+REACH = 40  # pixels: the longest simulated stroke to each side of its start
+CLEAR = 3  # pixels: how far a simulated stroke on background stays from nuclei
+
+
+def point_labels(annotation: Annotation, rows: int, columns: int, radius: float) -> WeakLabels:
+    """Return a disc of nucleus around each point, and what was drawn; the rest is ignored.
+
+    Parameters
+    ----------
+    annotation : Annotation
+    rows, columns : int, pixels
+    radius : float, pixels
+        Between pixel centres; 0 is the point's pixel alone.
+    """
+    labels = np.full((rows, columns), IGNORE if _sites(annotation, rows, columns).any() else 0, np.int8)
+    labels[_near_points(annotation, rows, columns, radius)] = 1
+    return _finished(labels, annotation)
+
+
+def voronoi_labels(annotation: Annotation, rows: int, columns: int) -> WeakLabels:
+    """Return background on the lines halfway between neighbours, nucleus at the points; the rest is ignored.
+
+    A pixel is on a line if one of its four neighbours is nearest to another nucleus. Where a line meets a point's disc, the disc
+    wins. One nucleus has no neighbour, so there is no line.
+
+    Parameters
+    ----------
+    annotation : Annotation
+    rows, columns : int, pixels
+
+    References
+    ----------
+    Yoo, Yoo and Paeng, "PseudoEdgeNet: Nuclei Segmentation only with Point Annotations", MICCAI 2019, arXiv:1906.02924; Qu et
+    al., "Weakly Supervised Deep Nuclei Segmentation using Points Annotation in Histopathology Images", MIDL 2019: the radius.
+    """
+    sites = _sites(annotation, rows, columns)
+    labels = np.full((rows, columns), IGNORE if sites.any() else 0, np.int8)
+    if sites.any():
+        row, column = distance_transform_edt(sites == 0, return_distances=False, return_indices=True)
+        labels[find_boundaries(sites[row, column], connectivity=1, mode="thick")] = 0  # type: ignore[no-untyped-call]
+    labels[_near_points(annotation, rows, columns, VORONOI_RADIUS)] = 1
+    return _finished(labels, annotation)
+
+
+def cluster_labels(image: NDArray[np.uint8], annotation: Annotation, seed: int) -> WeakLabels:
+    """Return nucleus and background by colour and nearness to the points; what is neither is ignored.
+
+    The pixels fall into three clusters by RGB / 10 and the distance to the nearest point, at most 20 pixels. Nucleus is the
+    cluster that holds most points, without pieces under 30 pixels and with gaps of up to four pixels closed. Background is, of
+    the other two, the one that overlaps discs of radius 5 around the points least. The third is ignored. The clusters are
+    fitted to at most 50,000 pixels of the region, drawn at random; the paper uses all. With fewer than three different pixels
+    nothing can be clustered: all but what was drawn is ignored. Without a nucleus in the region, what is 20 pixels or more from
+    any nucleus is background.
+
+    Parameters
+    ----------
+    image : ndarray, uint8, shape (rows, columns, 3)
+    annotation : Annotation
+    seed : int
+
+    References
+    ----------
+    Qu et al., "Weakly Supervised Deep Nuclei Segmentation using Points Annotation in Histopathology Images", MIDL 2019;
+    radii, sizes and the closing as in the authors' program.
+    """
+    rows, columns = image.shape[:2]
+    labels = np.full((rows, columns), IGNORE, np.int8)
+    sites = _sites(annotation, rows, columns) > 0
+    inside = _inside(annotation, rows, columns)
+    distance = distance_transform_edt(~sites) if sites.any() else np.full((rows, columns), np.inf)
+    if not (sites & inside).any():
+        labels[distance >= FARTHEST] = 0
+        return _finished(labels, annotation)
+    features = np.dstack([image / COLOUR_SCALE, np.minimum(distance, FARTHEST)])[inside]
+    fitted = features[np.random.default_rng(seed).permutation(len(features))[:FITTED_PIXELS]]
+    if len(np.unique(fitted, axis=0)) < 3:
+        return _finished(labels, annotation)
+    clusters = np.full((rows, columns), -1)
+    clusters[inside] = KMeans(3, n_init=3, random_state=seed).fit(fitted).predict(features)
+    nucleus = int(np.argmax(np.bincount(clusters[sites & inside], minlength=3)))
+    overlaps = np.bincount(clusters[(distance <= NEAR_RADIUS) & inside], minlength=3)
+    background = min(set(range(3)) - {nucleus}, key=lambda cluster: int(overlaps[cluster]))
+    labels[clusters == background] = 0
+    labels[_refined(clusters == nucleus)] = 1
+    return _finished(labels, annotation)
+
+
+def _refined(nuclei: Bools) -> Bools:
+    """Remove small pieces and close gaps of up to four pixels."""
+    pieces, _ = label(nuclei, structure=np.ones((3, 3)))
+    large = np.bincount(pieces.ravel()) >= SMALLEST_PIECE
+    large[0] = False
+    # Beyond the edge counts as background in a closing, which would eat into nuclei there; so the picture is widened first.
+    closed: Bools = binary_closing(np.pad(large[pieces], 2, mode="edge"), iterations=2)[2:-2, 2:-2]
+    return closed
+
+
+def _inside(annotation: Annotation, rows: int, columns: int) -> Bools:
+    """Return the pixels whose centre lies in the annotated region."""
+    return np.ones((rows, columns), bool) if annotation.region is None else _filled(annotation.region, rows, columns)
+
+
+def _filled(polygon: Coordinates, rows: int, columns: int) -> Bools:
+    # scikit-image's pixel (0, 0) has its centre at 0, 0; ours at 0.5, 0.5.
+    mask: Bools = polygon2mask((rows, columns), polygon[:, ::-1] - 0.5)  # type: ignore[no-untyped-call]
+    return mask
+
+
+def _pixels(positions: Coordinates, rows: int, columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows and columns of the pixels that hold the positions; the far edges belong to the last pixel."""
+    x, y = np.floor(positions).astype(np.intp).T
+    return np.minimum(y, rows - 1), np.minimum(x, columns - 1)
+
+
+def _stroke(positions: Coordinates, rows: int, columns: int) -> tuple[Any, Any]:
+    """Return rows and columns of a line of pixels through the positions."""
+    ends = np.stack(_pixels(positions, rows, columns), axis=1)
+    y, x = np.hstack([line(*first, *second) for first, second in pairwise(ends)])  # type: ignore[no-untyped-call]
+    return y, x
+
+
+def _sites(annotation: Annotation, rows: int, columns: int) -> NDArray[np.int32]:
+    """Return a label image of what stands for a nucleus: pixels of points, strokes and outlines, numbered from 1.
+
+    An outline covers the points in it, so that one nucleus is not taken for two.
+    """
+    sites = np.zeros((rows, columns), np.int32)
+    sites[_pixels(annotation.points, rows, columns)] = np.arange(1, len(annotation.points) + 1)
+    drawn: list[Any] = [_stroke(s.line, rows, columns) for s in annotation.scribbles if s.label == "foreground"]
+    drawn += [_filled(polygon, rows, columns) for polygon in annotation.polygons]
+    for number, pixels in enumerate(drawn, len(annotation.points) + 1):
+        sites[pixels] = number
+    return sites
+
+
+def _near_points(annotation: Annotation, rows: int, columns: int, radius: float) -> Bools:
+    at_point = np.zeros((rows, columns), bool)
+    at_point[_pixels(annotation.points, rows, columns)] = True
+    return at_point if not at_point.any() else distance_transform_edt(~at_point) <= radius
+
+
+def _finished(labels: WeakLabels, annotation: Annotation) -> WeakLabels:
+    """Enter what was drawn, which is known, and ignore what was not looked at. Changes ``labels``."""
+    rows, columns = labels.shape
+    for polygon in annotation.polygons:
+        labels[_filled(polygon, rows, columns)] = 1
+    for scribble in annotation.scribbles:
+        labels[_stroke(scribble.line, rows, columns)] = scribble.label == "foreground"
+    labels[~_inside(annotation, rows, columns)] = IGNORE
+    return labels
+
+
+def simulate_points(
+    label_image: Labels, seed: int, jitter: float = 0.0, missing: float = 0.0, doubled: float = 0.0, share: float = 1.0
+) -> Annotation:
+    """Return the points that an expert could have given: one a nucleus, in that pixel of it that is nearest to its centroid.
+
+    Parameters
+    ----------
+    label_image : ndarray of int, shape (rows, columns)
+        0 background, any other value a nucleus.
+    seed : int
+        The same seed gives the same points.
+    jitter : float, pixels
+        Points are moved in a random direction, by a distance uniform between 0 and this, but not out of the image.
+    missing : float, in [0, 1]
+        Share of the nuclei that were overlooked.
+    doubled : float, in [0, 1]
+        Share of the marked nuclei with a second point, anywhere within them.
+    share : float, in (0, 1]
+        Below 1, a rectangle at a random place, of the image's shape, is the annotated region: the smallest into which about
+        that share of the nuclei reaches. Only those are marked, at their centre, even where that lies outside.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+    """
+    if not (jitter >= 0 and 0 <= missing <= 1 and 0 <= doubled <= 1 and 0 < share <= 1):
+        raise ValueError(f"out of range: jitter {jitter}, missing {missing}, doubled {doubled} or share {share}")
+    random = np.random.default_rng(seed)
+    region, seen = _part(label_image, share, random)
+    names, pixels, starts, counts = _members(label_image)
+    candidates = np.flatnonzero(np.isin(names, seen))
+    kept = np.sort(random.permutation(candidates)[round(missing * len(candidates)) :])
+    twice = random.permutation(kept)[: round(doubled * len(kept))]
+    second = pixels[starts[twice] + (random.random(len(twice)) * counts[twice]).astype(int)]
+    points = np.concatenate([_centres(pixels, starts, counts)[kept], second])
+    angle, distance = random.uniform(0, 2 * np.pi, len(points)), random.uniform(0, jitter, len(points))
+    points += (distance * np.stack([np.cos(angle), np.sin(angle)])).T
+    return Annotation(np.clip(points, 0, np.nextafter(label_image.shape[::-1], 0)), region=region)
+
+
+def simulate_scribbles(label_image: Labels, seed: int) -> Annotation:
+    """Return the strokes that an expert could have given: one through the centre of each nucleus, and some on background.
+
+    They are straight and stay within the nucleus, or at least 3 pixels from any; one on background for every four nuclei.
+
+    Parameters
+    ----------
+    label_image : ndarray of int, shape (rows, columns)
+        0 background, any other value a nucleus.
+    seed : int
+    """
+    random = np.random.default_rng(seed)
+    _, pixels, starts, counts = _members(label_image)
+    clear = distance_transform_edt(label_image == 0) > CLEAR if len(starts) else np.ones(label_image.shape, bool)
+    strokes = [Scribble("foreground", _straight(label_image, centre, random)) for centre in _centres(pixels, starts, counts)]
+    free = np.argwhere(clear)[:, ::-1] + 0.5
+    chosen = random.permutation(len(free))[: max(1, len(starts) // 4)]
+    strokes += [Scribble("background", _straight(clear, free[index], random)) for index in chosen]
+    return Annotation(scribbles=tuple(strokes))
+
+
+def _members(label_image: Labels) -> tuple[NDArray[Any], Coordinates, NDArray[np.intp], NDArray[np.intp]]:
+    """Return the nuclei's labels, the centres of all their pixels grouped by nucleus, and each group's start and length."""
+    y, x = np.nonzero(label_image)
+    order = np.argsort(label_image[y, x], kind="stable")
+    names, starts, counts = np.unique(label_image[y, x][order], return_index=True, return_counts=True)
+    return names, np.stack([x[order], y[order]], axis=1).astype(np.float64) + 0.5, starts, counts
+
+
+def _centres(pixels: Coordinates, starts: NDArray[np.intp], counts: NDArray[np.intp]) -> Coordinates:
+    """Return that pixel of each group that is nearest to the group's mean."""
+    if not len(starts):
+        return np.empty((0, 2))
+    group = np.repeat(np.arange(len(starts)), counts)
+    means = np.add.reduceat(pixels, starts) / counts[:, None]
+    return pixels[np.lexsort((((pixels - means[group]) ** 2).sum(axis=1), group))[starts]]
+
+
+def _part(label_image: Labels, share: float, random: np.random.Generator) -> tuple[Coordinates | None, NDArray[Any]]:
+    """Return the rectangle into which that share of the nuclei reaches, None for the whole image; and these nuclei's labels."""
+    everything = np.setdiff1d(label_image, [0])
+    if share == 1 or not len(everything):
+        return None, everything
+    size = np.array(label_image.shape)
+    centre = random.random(2) * size
+
+    def window(side: int) -> tuple[Coordinates, NDArray[Any]]:
+        extent = np.ceil(size * side / size.max()).astype(int)
+        top, left = np.clip(np.round(centre - extent / 2).astype(int), 0, size - extent)
+        bottom, right = top + extent[0], left + extent[1]
+        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
+        return corners, np.setdiff1d(label_image[top:bottom, left:right], [0])
+
+    wanted = max(1, round(share * len(everything)))
+    return window(1 + bisect_left(range(1, int(size.max())), wanted, key=lambda side: len(window(side)[1])))
+
+
+def _straight(values: NDArray[Any], start: Coordinates, random: np.random.Generator) -> Coordinates:
+    """Return a line through ``start`` in a random direction, as long as ``values`` stay the same, shortened at random.
+
+    It has a vertex every half pixel, so that drawing it meets no other pixels than those looked at here.
+    """
+    angle = random.uniform(0, 2 * np.pi)
+    path = start + np.arange(-2 * REACH, 2 * REACH + 1)[:, None] / 2 * [np.cos(angle), np.sin(angle)]
+    x, y = np.floor(path).astype(int).T
+    same = (x >= 0) & (x < values.shape[1]) & (y >= 0) & (y < values.shape[0])
+    middle = 2 * REACH
+    same[same] = values[y[same], x[same]] == values[y[middle], x[middle]]
+    ahead, behind = (int(np.argmin(np.append(side, False))) - 1 for side in (same[middle:], same[middle::-1]))
+    kept = random.uniform(0.5, 0.9)
+    path = path[middle - int(kept * behind) : middle + int(kept * ahead) + 1]
+    return path if len(path) > 1 else np.repeat(path, 2, axis=0)
