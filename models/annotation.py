@@ -267,9 +267,9 @@ def _read_feature(where: str, feature: Any, frame: _Frame, found: _Found) -> Non
 
 def _class_of(where: str, feature: dict[str, Any]) -> str:
     """Return the class's name in lower case; "" if there is none, as QuPath leaves it out of unclassified objects."""
-    properties = feature.get("properties") or {}
-    classification = (properties.get("classification") if isinstance(properties, dict) else None) or {}
-    name = classification.get("name", "") if isinstance(classification, dict) else None
+    properties = feature.get("properties")
+    classification = properties.get("classification") if isinstance(properties, dict) else properties
+    name = classification.get("name") if isinstance(classification, dict) else "" if classification is None else None
     if not isinstance(name, str):
         _refuse(f"{where}: its classification has no name.")
     return name.strip().lower()
