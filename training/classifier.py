@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from models.errors import Refusal
-from models.networks.classifier import Classifier
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import use_batch_instance
 from models.networks.style import StyleHead, content_maps
@@ -26,10 +25,11 @@ from training.fit import WEIGHTS, adamw, fit, load_safely, rate
 from training.held_out import REPORT as HELD_OUT
 from training.held_out import finish, helpers
 from training.losses import ranking_loss
+from training.start import Start, make_classifier, read_start
 from training.style import adversarial_optimizer, style_steps
 
 PARTS = ("classifier", "loss_prediction")
-METHODS = ("style", "normalization", "loss_prediction")
+METHODS = ("backbone", "style", "normalization", "loss_prediction")
 """Fields of the config that the command line offers by their names."""
 
 
@@ -39,6 +39,8 @@ class ClassifierTraining(lightning.LightningModule):
     Parameters
     ----------
     config : RunConfig
+    start : Start, optional
+        Weights of the classifier to begin with.
 
     References
     ----------
@@ -47,13 +49,13 @@ class ClassifierTraining(lightning.LightningModule):
     normalisation: :mod:`models.networks.normalization`.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, start: Start | None = None) -> None:
         super().__init__()
         self.config = config
-        self.classifier = Classifier(config.input.channels, len(config.classes), config.widths, config.blocks, config.dropout)
+        self.classifier = make_classifier(config, start)
         if config.normalization == "batch_instance":
             use_batch_instance(self.classifier)
-        self.loss_prediction = LossPrediction(config.widths)
+        self.loss_prediction = LossPrediction(self.classifier.widths)
         self.style_head = StyleHead(self.classifier, config.style_stage) if config.style == "sagnet" else None
         self.style_optimizers: tuple[Optimizer, Optimizer] | None = None
         self._resumed: list[Any] = []
@@ -197,6 +199,8 @@ def _command(config: RunConfig, options: argparse.Namespace) -> str:
     for name in METHODS:
         if getattr(config, name) != RunConfig.model_fields[name].default:
             words += [f"--{name.replace('_', '-')}", getattr(config, name)]
+    if config.start_sha256 is not None:
+        words += ["--weights", "WEIGHTS"]
     return shlex.join([*words, "--out", "RUN"])
 
 
@@ -229,6 +233,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=RunConfig.model_fields["epochs"].default, help="of 50 batches of 64")
+    parser.add_argument("--backbone", choices=("residual", "efficientnet_lite0"), default="residual")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="begin with these: model.pt of a run, or any state dict")
     parser.add_argument("--style", choices=("none", "sagnet"), default="none", help="sagnet: style-agnostic training")
     parser.add_argument("--normalization", choices=("batch", "batch_instance"), default="batch")
     parser.add_argument("--loss-prediction", choices=("joint", "held-out", "none"), default="joint",
@@ -243,11 +249,14 @@ def main(argv: list[str]) -> int:
     leave_out = options.leave_out
     if leave_out is None:
         leave_out = options.domains if len(options.domains) > 1 else []
+    start = read_start(options.weights) if options.weights else None
     config = make_config(
         seed=options.seed, domains=options.domains, leave_out=leave_out, classes=options.classes, finding=options.finding,
         input=read_input_spec(options.input), epochs=options.epochs, precision=options.precision,
+        start_sha256=start.sha256 if start else None,
         **{name: getattr(options, name) for name in METHODS},
     )  # fmt: skip
+    make_classifier(config, start)  # weights that do not fit are refused here, before any image is read
     manifest = read_manifest(options.data, config.domains, config.classes)
     check_splits(manifest.rows, config)
     command = _command(config, options)
@@ -270,7 +279,7 @@ def main(argv: list[str]) -> int:
     images = load_images(manifest.rows, config.input, "reading")
     batch = images.where("train", config)
     some = slice(0, config.batch_size)
-    module = ClassifierTraining(config).to(memory_format=torch.channels_last)
+    module = ClassifierTraining(config, start).to(memory_format=torch.channels_last)
     each = seconds_per_step(module, torch.from_numpy(batch.tensors[some]), torch.from_numpy(batch.labels[some]))
     minutes = each * config.total_steps * len(unfinished) / 60
     print(f"{len(manifest.rows)} images, {len(batch.rows)} of them to train on; {len(unfinished)} models of {config.total_steps} "
@@ -279,7 +288,7 @@ def main(argv: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", each_run.model_dump(mode="json"))
         torch.manual_seed(config.seed)
-        module = ClassifierTraining(each_run.config).to(memory_format=torch.channels_last)
+        module = ClassifierTraining(each_run.config, start).to(memory_format=torch.channels_last)
         fit(module, PARTS, each_run.config, images.where("train", each_run.config), folder)
     for folder in to_fit:
         needed = [folder, *helpers(folder, runs[folder].config)[0]]

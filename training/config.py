@@ -44,6 +44,10 @@ class RunConfig(BaseModel):
     dropout : float
     widths, blocks : tuple of int, int
         See :class:`models.networks.classifier.Classifier`.
+    backbone : str
+        "residual", or "efficientnet_lite0" (:mod:`models.networks.efficientnet`), whose widths are its own.
+    start_sha256 : str or None
+        Digest of the file of weights that training began with; None for random ones.
     loss_weight, ranking_margin : float
         Of the ranking loss of the loss prediction module.
     loss_gradient_until : float
@@ -83,6 +87,8 @@ class RunConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64, 128)
     blocks: Count = 2
+    backbone: Literal["residual", "efficientnet_lite0"] = "residual"
+    start_sha256: str | None = None
     loss_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     ranking_margin: Positive = 1.0
     loss_gradient_until: Fraction = 0.6

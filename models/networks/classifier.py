@@ -70,12 +70,19 @@ class Classifier(nn.Module):
         See :func:`residual_encoder`.
     dropout : float, in [0, 1)
         On the pooled features, in training only.
+    body : (Module, sequence of Module), optional
+        A stem and stages to take in place of residual ones; the stages' channels are ``widths``.
     """
 
-    def __init__(self, channels: int, classes: int, widths: Sequence[int], blocks: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, classes: int, widths: Sequence[int], blocks: int, dropout: float,
+        body: tuple[nn.Module, Sequence[nn.Module]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.widths = tuple(widths)
-        self.stem, self.stages = residual_encoder(channels, widths, blocks)
+        stem, stages = residual_encoder(channels, widths, blocks) if body is None else body
+        self.stem: nn.Module = stem
+        self.stages = nn.ModuleList(stages)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], classes)
 
@@ -89,7 +96,7 @@ class Classifier(nn.Module):
         Returns
         -------
         list of Tensor
-            Shapes (N, widths[i], H / 2**(i + 1), W / 2**(i + 1)), not negative.
+            Shapes (N, widths[i], H / 2**(i + 1), W / 2**(i + 1)).
         """
         maps = []
         current = self.stem(image)
