@@ -135,7 +135,7 @@ def _filled(labels: Labels) -> Labels:
 
 
 def _in_order(labels: Labels) -> Labels:
-    """Number the objects 1..N in the order in which reading meets them."""
+    """Renumber the objects 1..N in the order in which reading meets them."""
     found, first = np.unique(labels[labels > 0], return_index=True)
     numbers = np.zeros(labels.max(initial=0) + 1, np.int32)
     numbers[found[np.argsort(first)]] = np.arange(1, len(found) + 1)
