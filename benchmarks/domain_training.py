@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch.nn import functional
 from benchmarks.domains import SOURCES, Domains, batches, change, to_tensor
 from models.networks.classifier import Classifier
 from models.networks.domain_distance import grid_statistics
+from models.networks.efficientnet import efficientnet_lite0
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates, use_batch_instance
 from models.networks.style import StyleHead, content_maps
 from training.losses import ranking_loss
+from training.start import read_start, take_over
 from training.style import adversarial_optimizer, style_steps
 
 
@@ -40,6 +43,8 @@ class Recipe:
         Of convolutions and the linear layer.
     dropout : float
         On the pooled features.
+    start : Path or None
+        Weights of EfficientNet-Lite0 to begin with, in place of a small residual network with random ones.
     """
 
     side: int
@@ -50,6 +55,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float = 5e-4
     dropout: float = 0.2
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,12 @@ JOINT_UNTIL = 0.6
 def build(data: Domains, method: Method, recipe: Recipe) -> tuple[Classifier, LossPrediction]:
     """Return networks that are not trained; those of one seed begin with the same weights, whatever the method."""
     source = SOURCES[data.name]
-    network = Classifier(source.channels, len(source.classes), recipe.widths, recipe.blocks, recipe.dropout)
-    head = LossPrediction(recipe.widths)
+    if recipe.start is None:
+        network = Classifier(source.channels, len(source.classes), recipe.widths, recipe.blocks, recipe.dropout)
+    else:
+        network = efficientnet_lite0(source.channels, len(source.classes), recipe.dropout)
+        take_over(network, read_start(recipe.start), source.channels)
+    head = LossPrediction(network.widths)
     if method.batch_instance:
         use_batch_instance(network)
     return network, head

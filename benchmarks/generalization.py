@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +225,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with pacs, cxr and wbc")
     parser.add_argument("--scale", choices=tuple(RECIPES), required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for finished cells; give it again to go on")
+    parser.add_argument(
+        "--weights", type=Path, help="begin with these weights of EfficientNet-Lite0; the result has a name of its own"
+    )
     parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = options.work / options.scale
+    name = "generalization" if options.weights is None else "generalization-pretrained"
+    folder = options.work / (options.scale if options.weights is None else f"{options.scale}-pretrained")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "generalization.jsonl"
-    recipe, loaded = RECIPES[options.scale], {}
+    recipe, loaded = replace(RECIPES[options.scale], start=options.weights), {}
     todo = [] if options.summary else cells(options.scale)
     for number, cell in enumerate(todo, start=1):
         with report.claim(log, cell.key) as mine:
@@ -247,9 +251,9 @@ def main() -> None:
     wanted = {cell.key for cell in cells(options.scale)}
     done = [line for key, line in report.lines(log).items() if key in wanted]
     rows, goals = summarise(done)
-    file = report.write("generalization", options.scale, SEEDS, rows, goals)
+    file = report.write(name, options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes), size=(7.5, 5.5))
-    if options.scale == "small":
+    if options.scale == "small" and options.weights is None:
         report.fill(PAGE, "generalization", table(rows))
     print(file)
 

@@ -113,6 +113,9 @@ class RunConfig(BaseModel):
             raise ValueError("the finding must be one of the classes")
         if self.style == "sagnet" and self.style_stage >= len(self.widths):
             raise ValueError("style_stage must leave at least one stage to the content head")
+        stages = 5 if self.backbone == "efficientnet_lite0" else len(self.widths)
+        if self.normalization == "batch_instance" and min(self.input.height, self.input.width) <= 2**stages:
+            raise ValueError(f"batch_instance needs more than {2**stages} pixels a side: one pixel has no style")
         if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
             raise ValueError("fractions must be above 0 and sum to 1")
         return self

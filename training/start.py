@@ -47,32 +47,37 @@ def read_start(file: Path) -> Start:
 
 
 def make_classifier(config: RunConfig, start: Start | None) -> Classifier:
-    """Return the classifier of a config, with random weights or those of ``start``.
-
-    The head is taken over where it has the same number of classes, and is random otherwise.
-
-    Raises
-    ------
-    Refusal
-        ``config_invalid`` if another weight is missing or of another shape, or there is one too many; it names the first.
-    """
+    """Return the classifier of a config, with random weights or those of ``start``; refuses as :func:`take_over`."""
     channels, classes = config.input.channels, len(config.classes)
     if config.backbone == "efficientnet_lite0":
         network = efficientnet_lite0(channels, classes, config.dropout)
     else:
         network = Classifier(channels, classes, config.widths, config.blocks, config.dropout)
     if start is not None:
-        try:
-            state = from_published(start.state, channels) if is_published(start.state) else dict(start.state)
-        except KeyError as error:
-            raise Refusal("config_invalid", f"--weights: {error.args[0]} is missing.") from error
-        own = network.state_dict()
-        for name in ("head.weight", "head.bias"):
-            if name not in state or state[name].shape != own[name].shape:
-                state[name] = own[name]
-        for name in [*own, *state]:
-            if name not in state or name not in own or state[name].shape != own[name].shape:
-                what = "is missing" if name not in state else "has no place" if name not in own else "has another shape"
-                raise Refusal("config_invalid", f"--weights: {name} {what}. --backbone and the input's channels must be theirs.")
-        network.load_state_dict(state)
+        take_over(network, start, channels)
     return network
+
+
+def take_over(network: Classifier, start: Start, channels: int) -> None:
+    """Give a classifier for images of ``channels`` the weights of ``start``.
+
+    The head is taken over where it has the same number of classes, and is left as it is otherwise.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if another weight is missing or of another shape, or there is one too many; it names the first.
+    """
+    try:
+        state = from_published(start.state, channels) if is_published(start.state) else dict(start.state)
+    except KeyError as error:
+        raise Refusal("config_invalid", f"--weights: {error.args[0]} is missing.") from error
+    own = network.state_dict()
+    for name in ("head.weight", "head.bias"):
+        if name not in state or state[name].shape != own[name].shape:
+            state[name] = own[name]
+    for name in [*own, *state]:
+        if name not in state or name not in own or state[name].shape != own[name].shape:
+            what = "is missing" if name not in state else "has no place" if name not in own else "has another shape"
+            raise Refusal("config_invalid", f"--weights: {name} {what}. --backbone and the input's channels must be theirs.")
+    network.load_state_dict(state)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import doubt, generalization
+from benchmarks import doubt, generalization, report
 from benchmarks.domain_training import Method, Run
 from benchmarks.domains import SOURCES, Domains, batches, change, spec, to_tensor
 from benchmarks.generalization import METHODS, RECIPES, Cell, cells, chosen, difference, interval, run_cell, summarise
+from models.networks.efficientnet import efficientnet_lite0
 from models.networks.normalization import gates
 
 TINY = RECIPES["smoke"]
@@ -155,3 +156,25 @@ def test_going_on_runs_only_what_is_missing(tmp_path: Path, data_root: Path) -> 
     again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     assert again.count("home") == 1
     assert [json.loads(text)["score"] for text in log.read_text().splitlines()] == [json.loads(text)["score"] for text in whole]
+
+
+def test_a_large_backbone_begins_with_its_weights_and_can_be_trained_by_every_method(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save(efficientnet_lite0(3, 5, 0.0).state_dict(), file)
+    recipe, data = replace(TINY, start=file, steps=1), drawn("pacs", side=64, each=2)
+    run = Run(data, Method(batch_instance=True, sagnet=True, joint=True), recipe, 0)
+    torch.testing.assert_close(run.network.get_submodule("stem.0").weight, torch.load(file, weights_only=True)["stem.0.weight"])
+    assert np.isfinite(run.train(data.split("photo", 0)[0])).all()
+    random = Run(data, Method(), replace(recipe, start=None), 0)
+    assert random.network.widths == TINY.widths  # control
+
+
+def test_a_cell_is_run_by_one_process_and_once(tmp_path: Path) -> None:
+    log = tmp_path / "cells.jsonl"
+    with report.claim(log, "a") as first, report.claim(log, "a") as second, report.claim(log, "b") as other:
+        assert (first, second, other) == (True, False, True)
+    with report.claim(log, "a") as again:
+        assert again  # the claim went with the one who held it, and left no result
+        log.write_text('{"key": "a"}\n')
+    with report.claim(log, "a") as after:
+        assert not after

@@ -131,6 +131,12 @@ def test_published_weights_are_taken_over_name_by_name(tmp_path: Path, config: C
         make_classifier(config(backbone="efficientnet_lite0"), read_start(saved(tmp_path, state)))
 
 
+def test_gates_need_more_than_one_pixel(config: Callable[..., RunConfig]) -> None:
+    assert config(normalization="batch_instance").widths == SMALL
+    with pytest.raises(Refusal, match="one pixel has no style"):
+        config(normalization="batch_instance", backbone="efficientnet_lite0")  # 32 pixels, halved five times
+
+
 def test_padding_is_that_of_the_published_network() -> None:
     """At stride 2 and an even size all of the padding of a 3 x 3 kernel lies at the far edge, so the first row sees no zero."""
     stem = efficientnet_lite0(1, 2, 0.0).get_submodule("stem.0")
