@@ -53,7 +53,7 @@ def overlay_png(picture: NDArray[np.uint8], label_image: NDArray[np.int32]) -> b
     Returns
     -------
     bytes
-        A colour PNG of the image's size, its longer side :data:`OVERLAY_SIDE` at most. Outlines are the objects' outermost pixels.
+        A colour PNG of the image's size, :data:`OVERLAY_SIDE` a side at most. Outlines are the objects' outermost pixels.
     """
     rows, columns = label_image.shape
     shrink = min(1.0, OVERLAY_SIDE / max(rows, columns))
