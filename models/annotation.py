@@ -46,10 +46,6 @@ class Scribble:
     line: Coordinates
 
 
-def _no_points() -> Coordinates:
-    return np.empty((0, 2))
-
-
 @dataclass(frozen=True, eq=False)
 class Annotation:
     """What was marked in one image. All positions are (x, y), in original pixels, corner origin.
@@ -66,7 +62,7 @@ class Annotation:
         A polygon like those above.
     """
 
-    points: Coordinates = field(default_factory=_no_points)
+    points: Coordinates = field(default_factory=lambda: np.empty((0, 2)))
     scribbles: tuple[Scribble, ...] = ()
     polygons: tuple[Coordinates, ...] = ()
     region: Coordinates | None = None
@@ -268,6 +264,8 @@ def _read_feature(where: str, feature: Any, frame: _Frame, found: _Found) -> Non
 def _class_of(where: str, feature: dict[str, Any]) -> str:
     """Return the class's name in lower case; "" if there is none, as QuPath leaves it out of unclassified objects."""
     properties = feature.get("properties")
+    if isinstance(properties, dict) and properties.get("childObjects"):
+        _refuse(f"{where}: objects within objects are not read; export them as one flat list.")
     classification = properties.get("classification") if isinstance(properties, dict) else properties
     name = classification.get("name") if isinstance(classification, dict) else "" if classification is None else None
     if not isinstance(name, str):

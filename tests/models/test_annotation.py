@@ -190,6 +190,7 @@ POINT = feature("Point", [1, 1])
         ({"type": "Feature", "geometry": None}, "not a Feature"),
         ({"type": "Point", "coordinates": [1, 1]}, "not a Feature"),
         (3, "not a Feature"),
+        (feature("Polygon", [SQUARE], "Region*", childObjects=[POINT]), "within objects"),
         (POINT | {"properties": 3}, "has no name"),
         (POINT | {"properties": {"classification": "Tumor"}}, "has no name"),
         (POINT | {"properties": {"classification": {"name": 3}}}, "has no name"),
