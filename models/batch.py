@@ -8,24 +8,54 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
+from models.card import ModelCard, read_package
 from models.errors import Refusal
+from models.image import Image
 from models.imaging import read_image
-from models.predictor import Predictor
+from models.predictor import Graph, Predictor
 from models.preprocess import check_accepted
-from models.triage import judge, positives
+from models.triage import Judgement, called_objects, judge, positives
+
+if TYPE_CHECKING:
+    from models.segmenter import SegmenterPredictor
+
+AnyPredictor: TypeAlias = "Predictor | SegmenterPredictor"
 
 ZOO = Path(__file__).parent / "zoo"
+DEFAULT_MODEL = ZOO / "cxr-pneumonia"
 SUFFIXES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""}
 """File endings that a folder is searched for; DICOM files often have none. A file named outright is always read."""
 
 
+QUANTITIES = ("count", "density_per_mm2", "density_per_megapixel", "area_fraction")
+"""What a table says of a segmenter's objects; of the densities only one is known."""
+DOUBTS = ("predicted_loss", "loss_percentile", "domain_distance", "domain_percentile", "entropy")
+
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are refused unread: no single image that is taken needs as much."""
+
+
+def load_model(folder: Path) -> AnyPredictor:
+    """Load the model package in ``folder``, of whatever kind it is.
+
+    Raises
+    ------
+    Refusal
+        ``package_invalid`` if anything in it is not exactly as released.
+    """
+    card, graph, sha256 = read_package(folder)
+    if isinstance(card, ModelCard):
+        return Predictor(card, Graph(graph), sha256)
+    # Here, because what separates objects and measures them takes most of a second to import, and a classifier needs none of it
+    from models.segmenter import SegmenterPredictor
+
+    return SegmenterPredictor.load(folder)
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -49,45 +79,79 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise Refusal("data_invalid", f"There is no file or folder {path}.")
 
 
-def predict_file(path: Path, predictor: Predictor) -> dict[str, Any]:
-    """Return one flat row for a file: the prediction, or the code of why there is none."""
+def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = None) -> dict[str, Any]:
+    """Return one row for a file: the prediction, or the code of why there is none.
+
+    A segmenter's row also holds the nested ``quantities``, ``tiles`` and ``objects``; where ``objects`` is a folder, a GeoJSON
+    file is written there, named after the file and the image's digest.
+    """
     row: dict[str, Any] = {"file": str(path)}
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
         spec = predictor.card.input
-        image = read_image(path.read_bytes(), target=(spec.height, spec.width))
+        target = (spec.height, spec.width) if isinstance(predictor, Predictor) else None
+        image = read_image(path.read_bytes(), target=target)
         notes = [code for code, _ in check_accepted(image, spec)]
-        prediction = predictor.predict([image])[0]
+        if isinstance(predictor, Predictor):
+            return row | _classified(image, predictor, notes)
+        collection, found = _segmented(image, predictor, notes)
     except Refusal as refusal:
         return row | {"error": refusal.code, "detail": refusal.detail}
     except OSError as error:
         return row | {"error": "not_decodable", "detail": f"The file cannot be read ({type(error).__name__})."}
-    judgement = judge(prediction, predictor.card.triage, notes)
-    called = positives(prediction, predictor.card, judgement.verdict)
-    row |= {"image_sha256": image.sha256, "model": predictor.card.name, "model_sha256": predictor.sha256}
-    for label, positive in called.items():
-        row |= {f"probability_{label}": prediction.probabilities[label], f"positive_{label}": positive}
-    return row | {
-        "predicted_loss": prediction.predicted_loss,
-        "loss_percentile": prediction.loss_percentile,
-        "domain_distance": prediction.domain_distance,
-        "domain_percentile": prediction.domain_percentile,
-        "entropy": prediction.entropy,
+    if objects is not None:
+        (objects / f"{path.name}-{image.sha256[:12]}.geojson").write_text(json.dumps(collection, allow_nan=False))
+    return row | found
+
+
+def _identity(image: Image, predictor: AnyPredictor) -> dict[str, Any]:
+    return {"image_sha256": image.sha256, "model": predictor.card.name, "model_sha256": predictor.sha256}
+
+
+def _doubts(prediction: Any, judgement: Judgement) -> dict[str, Any]:
+    return {name: getattr(prediction, name) for name in DOUBTS} | {
         "verdict": judgement.verdict,
         "reasons": " ".join(judgement.reasons),
     }
 
 
-def _columns(predictor: Predictor) -> list[str]:
-    findings = [f"{kind}_{item.label}" for item in predictor.card.output.findings for kind in ("probability", "positive")]
-    doubts = ["predicted_loss", "loss_percentile", "domain_distance", "domain_percentile", "entropy"]
-    return ["file", "image_sha256", "model", "model_sha256", *findings, *doubts, "verdict", "reasons", "error", "detail"]
+def _classified(image: Image, predictor: Predictor, notes: list[str]) -> dict[str, Any]:
+    (prediction,) = predictor.predict([image])
+    judgement = judge(prediction, predictor.card.triage, notes)
+    row = _identity(image, predictor)
+    for label, positive in positives(prediction, predictor.card, judgement.verdict).items():
+        row |= {f"probability_{label}": prediction.probabilities[label], f"positive_{label}": positive}
+    return row | _doubts(prediction, judgement)
+
+
+def _segmented(image: Image, predictor: SegmenterPredictor, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the objects as GeoJSON, and the row."""
+    from models.geojson import feature_collection
+    from models.quantities import quantities
+
+    found, _ = predictor.predict(image)
+    judgement = judge(found, predictor.card.triage, notes)
+    called = replace(found, objects=called_objects(found.objects, judgement.verdict))
+    measured = None if judgement.verdict == "refuse" else quantities(found, image.spacing_mm)
+    row = _identity(image, predictor) | {name: (measured or {}).get(name) for name in QUANTITIES}
+    row |= _doubts(found, judgement) | {"quantities": measured, "tiles": [vars(tile) for tile in found.tiles]}
+    row["objects"] = [vars(item) | {"polygon": item.polygon.tolist()} for item in called.objects]
+    return feature_collection(called, predictor.card.output.label), row
+
+
+def _columns(predictor: AnyPredictor) -> list[str]:
+    if isinstance(predictor, Predictor):
+        said = [f"{kind}_{item.label}" for item in predictor.card.output.findings for kind in ("probability", "positive")]
+    else:
+        said = list(QUANTITIES)
+    return ["file", "image_sha256", "model", "model_sha256", *said, *DOUBTS, "verdict", "reasons", "error", "detail"]
 
 
 def _write(rows: Iterable[dict[str, Any]], out: TextIO, columns: list[str] | None) -> tuple[int, int]:
     """Write rows as they come, CSV with ``columns`` or one JSON document a line; return how many, and how many failed."""
-    writer = csv.DictWriter(out, columns) if columns else None
+    # What is nested has no place in a table
+    writer = csv.DictWriter(out, columns, extrasaction="ignore") if columns else None
     if writer:
         writer.writeheader()
     done = failed = 0
@@ -111,18 +175,23 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE|FOLDER")
     parser.add_argument("--out", required=True, type=Path, help="results.csv or results.jsonl")
-    parser.add_argument("--model", type=Path, default=ZOO / "cxr-pneumonia", help="folder of a model package")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of a model package")
+    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="of a segmenter: also write a GeoJSON file an image there")
     parser.add_argument("--threads", type=int, default=2, help="images predicted side by side")
     options = parser.parse_args(argv)
     if options.out.suffix not in {".csv", ".jsonl"}:
         raise Refusal("config_invalid", "--out must end in .csv or .jsonl.")
     if options.threads < 1:
         raise Refusal("config_invalid", "--threads must be at least 1.")
-    predictor = Predictor.load(options.model)
+    predictor = load_model(options.model)
+    if options.objects is not None:
+        if isinstance(predictor, Predictor):
+            raise Refusal("config_invalid", "--objects needs a model that finds objects.")
+        options.objects.mkdir(parents=True, exist_ok=True)
     files = list(find_files(options.paths))
     columns = _columns(predictor) if options.out.suffix == ".csv" else None
     with ThreadPoolExecutor(options.threads) as pool, options.out.open("w", newline="", encoding="utf-8") as out:
-        rows = pool.map(lambda path: predict_file(path, predictor), files)
+        rows = pool.map(lambda path: predict_file(path, predictor, options.objects), files)
         done, failed = _write(tqdm(rows, total=len(files), unit="image", file=sys.stderr), out, columns)
     print(f"{done} files: {done - failed} predicted, {failed} refused; see {options.out}")
     return 1 if failed else 0

@@ -11,6 +11,7 @@ CODES: dict[str, str] = {
     "request_timeout": "The body did not arrive in time.",
     "not_found": "There is no such resource.",
     "unknown_model": "No model of that name is loaded.",
+    "not_acceptable": "The answer cannot be given in a media type that the Accept header names.",
     "method_not_allowed": "The resource does not answer to this method.",
     "unauthenticated": "A valid bearer token is needed.",
     "forbidden": "The token's role may not do this.",

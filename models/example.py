@@ -1,4 +1,4 @@
-"""``overread example``: a drawn chest phantom as a DICOM file, so that there is something to send on any machine."""
+"""``overread example``: a drawn chest as DICOM and drawn tissue as PNG, so that there is something to send on any machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRL
 
 ROWS, COLUMNS, SPACING_MM = 1024, 1024, 0.35
 FILE_NAME = "chest-phantom.dcm"
+TISSUE_ROWS, TISSUE_COLUMNS = 512, 512
+TISSUE_NAME = "tissue-phantom.png"
+NUCLEI = 180
+_EOSIN, _HAEMATOXYLIN = (233, 184, 208), (98, 66, 138)
+"""Colours of stroma and of nuclei, RGB."""
 
 
 def _uid(of: str) -> UID:
@@ -108,17 +113,68 @@ def chest_phantom() -> bytes:
     return file.getvalue()
 
 
+def draw_tissue() -> NDArray[np.uint8]:
+    """Draw tissue in the manner of an H&E stain: :data:`NUCLEI` dark nuclei, some touching, on pink stroma with gaps.
+
+    Returns
+    -------
+    (TISSUE_ROWS, TISSUE_COLUMNS, 3) uint8
+        RGB.
+    """
+    rng = np.random.Generator(np.random.PCG64(11))
+    size = (TISSUE_COLUMNS, TISSUE_ROWS)
+    picture = Pillow.new("RGB", size, _EOSIN)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(140):  # fibres
+        x, y, length, shade = rng.integers((0, 0, 60, -22), (*size, 200, 14))
+        left, top, right, bottom = x - length, y - length // 3, x + length, y + length // 3
+        pen.arc((int(left), int(top), int(right), int(bottom)), 200, 340, tuple(int(c + shade) for c in _EOSIN), 5)
+    for _ in range(7):  # gaps, where the slide shows through
+        x, y, width, height = rng.integers((0, 0, 12, 20), (*size, 34, 60))
+        pen.ellipse((int(x - width), int(y - height), int(x + width), int(y + height)), (246, 243, 245))
+    picture = picture.filter(ImageFilter.GaussianBlur(3))
+    for number in range(NUCLEI):
+        x, y, long, short, angle, shade = rng.integers(
+            (8, 8, 9, 6, 0, -16), (TISSUE_COLUMNS - 8, TISSUE_ROWS - 8, 14, 10, 180, 26)
+        )
+        colour = tuple(int(c + shade) for c in _HAEMATOXYLIN)
+        stamp = Pillow.new("L", (64, 64), 0)
+        ImageDraw.Draw(stamp).ellipse((32 - int(long), 32 - int(short), 32 + int(long), 32 + int(short)), 255)
+        stamp = stamp.rotate(int(angle), Pillow.Resampling.BILINEAR)
+        corner = (int(x) - 32, int(y) - 32)
+        picture.paste(colour, corner, stamp.filter(ImageFilter.GaussianBlur(1)))
+        if number % 2:  # a nucleolus
+            ImageDraw.Draw(picture).ellipse((int(x) - 2, int(y) - 2, int(x) + 1, int(y) + 1), tuple(c - 28 for c in colour))
+    # Whole numbers: the last bit of a normal variate could reach a pixel on another processor
+    noise = rng.integers(-3, 4, (TISSUE_ROWS, TISSUE_COLUMNS, 3)) + rng.integers(-3, 4, (TISSUE_ROWS, TISSUE_COLUMNS, 3))
+    return np.clip(np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.int64) + noise, 0, 255).astype(np.uint8)
+
+
+def tissue_phantom() -> bytes:
+    """Return the drawn tissue as PNG: the same pixels each time, while its bytes depend on the library that packs them."""
+    stream = io.BytesIO()
+    Pillow.fromarray(draw_tissue()).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write the drawn chest and the drawn tissue into a folder that exists, and return where they are, in this order."""
+    drawn = {FILE_NAME: chest_phantom, TISSUE_NAME: tissue_phantom}
+    for name, draw in drawn.items():
+        (folder / name).write_bytes(draw())
+    return [folder / name for name in drawn]
+
+
 def main(argv: list[str]) -> int:
-    """Write the phantom to ``--out`` (default: the working directory) and print its path."""
+    """Write both phantoms to ``--out`` (default: the working directory) and print their paths."""
     parser = argparse.ArgumentParser(
         prog="overread example",
-        description="Write a drawn chest phantom as a DICOM file.",
+        description="Write a drawn chest phantom as a DICOM file, and drawn tissue as a PNG.",
         epilog="example: overread example --out .",
     )
     parser.add_argument("--out", type=Path, default=Path(), help="folder to write to")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE_NAME
-    path.write_bytes(chest_phantom())
-    print(path)
+    for path in write_examples(folder):
+        print(path)
     return 0

@@ -1,12 +1,13 @@
-"""From a prediction to a verdict with reasons: the card's limits, or a site's own."""
+"""From a prediction to a verdict with reasons: the card's limits, or a site's own; and what may be called under it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from models.card import ModelCard, Triage
+from models.objects import DetectedObject
 from models.postprocess import Prediction
 
 Verdict = Literal["accept", "review", "refuse"]
@@ -29,23 +30,39 @@ REASONS: dict[str, str] = {
 _REFUSING = frozenset({"out_of_domain", "colour_image", "phantom"})
 
 
+class Doubt(Protocol):
+    """What a verdict looks at; a :class:`~models.postprocess.Prediction` has it, and a :class:`~models.objects.Segmentation`."""
+
+    @property
+    def loss_percentile(self) -> float:
+        """Rank of the predicted loss in the calibration set."""
+
+    @property
+    def domain_distance(self) -> float:
+        """Distance from the training data, in the graph's unit."""
+
+    @property
+    def domain_percentile(self) -> float:
+        """Its rank in the calibration set."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A verdict and why.
 
-    ``reasons`` are keys of :data:`REASONS`, never empty. Under ``refuse`` no finding may be called positive.
+    ``reasons`` are keys of :data:`REASONS`, never empty. Under ``refuse`` no finding may be called positive, and no object.
     """
 
     verdict: Verdict
     reasons: tuple[str, ...]
 
 
-def judge(prediction: Prediction, triage: Triage, notes: Sequence[str] = ()) -> Judgement:
+def judge(prediction: Doubt, triage: Triage, notes: Sequence[str] = ()) -> Judgement:
     """Judge one prediction.
 
     Parameters
     ----------
-    prediction : Prediction
+    prediction : Prediction or Segmentation
     triage : Triage
         The limits in force.
     notes : sequence of str
@@ -74,3 +91,8 @@ def positives(prediction: Prediction, card: ModelCard, verdict: Verdict) -> dict
         finding.label: verdict != "refuse" and prediction.probabilities[finding.label] >= finding.operating_point
         for finding in card.output.findings
     }
+
+
+def called_objects(objects: Sequence[DetectedObject], verdict: Verdict) -> tuple[DetectedObject, ...]:
+    """Say which objects are called: all, and none under ``refuse``."""
+    return () if verdict == "refuse" else tuple(objects)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models.batch import AnyPredictor, load_model
 from models.card import ModelCard, Triage
 from models.errors import Refusal
 from models.image import Image
@@ -16,13 +15,20 @@ from models.imaging import read_image, sniff
 from models.postprocess import Prediction, heatmap_png
 from models.predictor import Predictor
 from models.preprocess import check_accepted, preprocess
-from models.triage import REASONS, Judgement, judge, positives
+from models.triage import Judgement, judge
 from service.access import Access
+from service.answers import Reply, card_of, reply
 from service.engine import Engine
-from service.schemas import Answer, FindingAnswer, Heatmap, LoadedModel, ModelBlock, Models, Reason
+from service.schemas import Extras, Heatmap, LoadedModel, Models
+from service.segmentation import beside, read_regions, record_of
 from service.settings import Settings, triage_sha256
 from service.store import Store, Stored, model_row, result_id, result_row
 from service.telemetry import Telemetry
+from service.wall import Upload
+from service.wanted import Box, Wanted, region_within
+
+if TYPE_CHECKING:
+    from models.segmenter import SegmenterPredictor
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,27 @@ class Analysis:
     ----------
     stored : Stored
         What is stored of it, or will be.
-    predictor : Predictor
+    predictor : Predictor or SegmenterPredictor
     uid : str or None
         SOP Instance UID.
     limits : Triage
         In force at this site, and their digest.
     known : Judgement or None
         The verdict, where it is in the store already.
-    heatmap : Heatmap or None
+    extras : Extras
+        What else is answered.
+    media_type : str
+        Of the answer.
     """
 
     stored: Stored
-    predictor: Predictor
+    predictor: AnyPredictor
     uid: str | None
     limits: Triage
     limits_sha256: str
     known: Judgement | None
-    heatmap: Heatmap | None
+    extras: Extras
+    media_type: str
 
 
 class Site:
@@ -65,7 +75,7 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.access = Access.read(settings.tokens, settings.rate_limit_per_minute)
-        loaded = [Predictor.load(folder) for folder in settings.models]
+        loaded = [load_model(folder) for folder in settings.models]
         self.predictors = {predictor.card.name: predictor for predictor in loaded}
         if len(self.predictors) < len(loaded):
             raise Refusal("config_invalid", "OVERREAD_MODELS: two model packages have the same name.")
@@ -102,47 +112,38 @@ class Site:
             )
         return Models(models=entries)
 
-    def analyse(self, body: bytes, media_type: str | None, model: str | None, heatmap: bool) -> Analysis:
+    def analyse(self, upload: Upload, wanted: Wanted) -> Analysis:
         """Analyse one image up to what is to be stored; blocking, for a thread of the engine. :meth:`conclude` follows.
-
-        Parameters
-        ----------
-        body : bytes
-            The image.
-        media_type : str or None
-            As declared by the caller; None where it declared none.
-        model : str or None
-            Name of a loaded model; None is the default.
-        heatmap : bool
-            Whether the answer holds one.
 
         Raises
         ------
         Refusal
-            As :func:`models.imaging.read_image`, :func:`models.preprocess.check_accepted`, the predictor and the store say.
+            As :meth:`service.wanted.Wanted.media_type`, :func:`models.imaging.read_image`,
+            :func:`models.preprocess.check_accepted`, the predictor and the store say.
         """
-        predictor = self._predictor(model)
-        if media_type is not None and sniff(body) != media_type:
-            raise Refusal("unsupported_media_type", f"The body is not {media_type}, as its Content-Type says.")
+        predictor = self._predictor(wanted.model)
+        media_type = wanted.media_type(predictor.card, upload.regions is not None)
+        if upload.media_type is not None and sniff(upload.body) != upload.media_type:
+            raise Refusal("unsupported_media_type", f"The body is not {upload.media_type}, as its Content-Type says.")
         started = time.perf_counter()
         spec = predictor.card.input
-        image = read_image(body, target=(spec.height, spec.width))
+        image = read_image(upload.body, target=(spec.height, spec.width) if isinstance(predictor, Predictor) else None)
         notes = [code for code, _ in check_accepted(image, spec)]
+        region = region_within(wanted.region, image)
         uid = _uid(image)
-        key = result_id(image.sha256, predictor.sha256)
+        key = result_id(image.sha256, predictor.sha256, region)
         limits, digest = self._limits[predictor.card.name], self._digests[predictor.card.name]
         stored = self.store.find(key)
         known = self.store.verdict(key, uid, digest) if stored else None
-        picture = None
-        if stored is None or heatmap:
-            tensor, _ = preprocess(image, spec)
-            self.telemetry.decode.labels(image.media_type).observe(time.perf_counter() - started)
-            prediction = self._predict(predictor, tensor, heatmap)
-            picture = _heatmap(prediction, predictor.card, image) if heatmap else None
-            stored = stored or Stored(result_row(image, prediction, predictor, notes), self._rows[predictor.card.name])
-        return Analysis(stored, predictor, uid, limits, digest, known[1] if known else None, picture)
+        if isinstance(predictor, Predictor):
+            stored, extras = self._classify(predictor, image, notes, stored, wanted.heatmap, started)
+        else:
+            regions = read_regions(upload.regions, image, region)
+            stored = self._segment(predictor, image, notes, stored, region, started)
+            extras = beside(stored.result, image, wanted, regions)
+        return Analysis(stored, predictor, uid, limits, digest, known[1] if known else None, extras, media_type)
 
-    def conclude(self, analysis: Analysis) -> Answer:
+    def conclude(self, analysis: Analysis) -> Reply:
         """Commit an analysis, then make its answer; blocking, for the engine's thread that commits.
 
         Raises
@@ -155,19 +156,49 @@ class Site:
             judgement = self._record(analysis)
         else:
             self.telemetry.repeated.labels(analysis.predictor.card.name).inc()
-        return answer(analysis.stored, analysis.predictor.card, analysis.uid, judgement, analysis.heatmap)
+        card = analysis.predictor.card
+        return reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
 
-    def _predictor(self, model: str | None) -> Predictor:
+    def _predictor(self, model: str | None) -> AnyPredictor:
         name = model or next(iter(self.predictors))
         if name not in self.predictors:
             raise Refusal("unknown_model")
         return self.predictors[name]
 
-    def _predict(self, predictor: Predictor, tensor: NDArray[np.float32], heatmap: bool) -> Prediction:
-        started = time.perf_counter()
+    def _classify(
+        self, predictor: Predictor, image: Image, notes: list[str], stored: Stored | None, heatmap: bool, started: float
+    ) -> tuple[Stored, Extras]:
+        """Return what is stored, and the heatmap where it is wanted; the network runs for what is not there."""
+        if stored is not None and not heatmap:
+            return stored, Extras()
+        name = predictor.card.name
+        tensor, _ = preprocess(image, predictor.card.input)
+        self.telemetry.decode.labels(image.media_type).observe(time.perf_counter() - started)
+        running = time.perf_counter()
         (prediction,) = predictor.predict_tensor(tensor, heatmap=heatmap)
-        self.telemetry.inference.labels(predictor.card.name).observe(time.perf_counter() - started)
-        return prediction
+        self.telemetry.inference.labels(name).observe(time.perf_counter() - running)
+        picture = _heatmap(prediction, predictor.card, image) if heatmap else None
+        return stored or Stored(result_row(image, prediction, predictor, notes), self._rows[name]), Extras(heatmap=picture)
+
+    def _segment(
+        self,
+        predictor: SegmenterPredictor,
+        image: Image,
+        notes: list[str],
+        stored: Stored | None,
+        region: Box | None,
+        started: float,
+    ) -> Stored:
+        """Return what is stored; the network runs where that is nothing."""
+        if stored is not None:
+            return stored
+        name = predictor.card.name
+        self.telemetry.decode.labels(image.media_type).observe(time.perf_counter() - started)
+        running = time.perf_counter()
+        segmentation, _ = predictor.predict(image, region)
+        self.telemetry.inference.labels(name).observe(time.perf_counter() - running)
+        record = record_of(segmentation, image, region)
+        return Stored(result_row(image, segmentation, predictor, notes, record), self._rows[name])
 
     def _record(self, analysis: Analysis) -> Judgement:
         limits, prediction = analysis.limits, analysis.stored.prediction
@@ -188,19 +219,20 @@ class Site:
                 self.telemetry.verdicts.labels(name, judgement.verdict, reason).inc()
         return judgement
 
-    def result(self, key: str) -> Answer:
+    def result(self, key: str, accept: str) -> Reply:
         """Return a stored result with its latest verdict; blocking.
 
         Raises
         ------
         Refusal
-            ``not_found`` if there is none of that id.
+            ``not_found`` if there is none of that id, ``not_acceptable`` if there is no answer of a type in ``accept``.
         """
         stored = self.store.find(key)
         latest = self.store.verdict(key)
         if stored is None or latest is None:
             raise Refusal("not_found", "There is no result of that id.")
-        return answer(stored, ModelCard.model_validate(stored.model["card"]), latest[0], latest[1], None)
+        card = card_of(stored)
+        return reply(stored, card, latest[0], latest[1], Extras(), Wanted(accept=accept).media_type(card))
 
 
 def _uid(image: Image) -> str | None:
@@ -214,39 +246,3 @@ def _heatmap(prediction: Prediction, card: ModelCard, image: Image) -> Heatmap:
     label = card.output.findings[0].label
     png, peak = heatmap_png(prediction.heatmap, card, label, image.rows, image.columns)
     return Heatmap(label=label, media_type="image/png", peak=peak, data=base64.b64encode(png).decode())
-
-
-def answer(stored: Stored, card: ModelCard, uid: str | None, judgement: Judgement, heatmap: Heatmap | None) -> Answer:
-    """Put a stored result, the card of its model, one instance of it and a verdict together."""
-    row, model = stored.result, stored.model
-    called = positives(stored.prediction, card, judgement.verdict)
-    return Answer(
-        result_id=row["id"],
-        image_sha256=row["image_sha256"],
-        sop_instance_uid=uid,
-        model=ModelBlock(
-            name=model["name"],
-            version=model["version"],
-            sha256=model["sha256"],
-            provider=row["provider"],
-            intended_use=card.intended_use.model_dump(),
-        ),
-        task=card.task,
-        findings=[
-            FindingAnswer(
-                label=item.label,
-                probability=row["probabilities"][item.label],
-                operating_point=item.operating_point,
-                positive=called[item.label],
-            )
-            for item in card.output.findings
-        ],
-        predicted_loss=row["predicted_loss"],
-        loss_percentile=row["loss_percentile"],
-        domain_distance=row["domain_distance"],
-        domain_percentile=row["domain_percentile"],
-        entropy=row["entropy"],
-        verdict=judgement.verdict,
-        reasons=[Reason(code=code, message=REASONS[code]) for code in judgement.reasons],
-        heatmap=heatmap,
-    )

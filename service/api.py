@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -17,11 +18,13 @@ from starlette.types import Receive, Scope, Send
 from models.errors import Refusal
 from service.access import ACCESS
 from service.analysis import Site
+from service.answers import Reply
 from service.openapi import document
 from service.page import page
-from service.schemas import RETRY_AFTER, Status, problem
+from service.schemas import RETRY_AFTER, Answer, Status, problem
 from service.telemetry import logger
 from service.wall import check_host, read_upload
+from service.wanted import PARAMETERS, read_wanted
 
 HEADERS = {
     "cache-control": "no-store",
@@ -39,6 +42,16 @@ def _json(model: BaseModel, status: int = 200, media_type: str = "application/js
     # allow_nan=False: a value that is not a number must fail here, not become null.
     text = json.dumps(model.model_dump(mode="json", exclude_none=False), allow_nan=False)
     return Response(text, status, media_type=media_type)
+
+
+def _accept(request: Request) -> str:
+    return ", ".join(request.headers.getlist("accept"))
+
+
+async def _send(reply: Reply) -> Response:
+    # Some thousand polygons take a while to write down, and the loop has others to answer.
+    text = reply.text() if isinstance(reply.document, Answer) else await asyncio.to_thread(reply.text)
+    return Response(text, media_type=reply.media_type, headers={"vary": "Accept"})
 
 
 def match(path: str) -> tuple[str | None, str]:
@@ -139,18 +152,15 @@ def _log_fault(error: Exception) -> None:
 
 
 async def _predict(site: Site, request: Request, _: str) -> Response:
-    query = _query(request, {"model", "heatmap"})
-    if query.get("heatmap", "false") not in {"true", "false"}:
-        raise Refusal("bad_request", "heatmap must be true or false.")
+    query = _query(request, PARAMETERS)
+    wanted = read_wanted(query, _accept(request))
     upload = await read_upload(request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
-    wants_heatmap = query.get("heatmap") == "true"
-    work = lambda: site.analyse(upload.body, upload.media_type, query.get("model"), wants_heatmap)  # noqa: E731
-    return _json(await site.engine.run_and_commit(work, site.conclude))
+    return await _send(await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude))
 
 
 async def _result(site: Site, request: Request, key: str) -> Response:
     _query(request, set())
-    return _json(await site.engine.run(lambda: site.result(key)))
+    return await _send(await site.engine.run(lambda: site.result(key, _accept(request))))
 
 
 async def _models(site: Site, request: Request, _: str) -> Response:

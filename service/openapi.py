@@ -9,7 +9,8 @@ from pydantic.json_schema import models_json_schema
 
 from models import __version__
 from service.access import ACCESS
-from service.schemas import STATUS, Answer, Models, Problem, Status
+from service.negotiation import GEOJSON
+from service.schemas import STATUS, Answer, Models, Problem, SegmentationAnswer, Status
 from service.wall import IMAGE_TYPES
 
 Json = dict[str, Any]
@@ -20,6 +21,7 @@ _IMAGE_CODES = (
     "too_large",
     "request_timeout",
     "unknown_model",
+    "not_acceptable",
     "overloaded",
     "deadline_exceeded",
     "storage_full",
@@ -37,8 +39,20 @@ _IMAGE_CODES = (
     "too_small",
     "model_output_invalid",
 )
+_COLLECTION: Json = {
+    "description": "The objects as a GeoJSON FeatureCollection, positions in pixels; of models that find objects.",
+    "type": "object",
+    "required": ["type", "features", "result_id", "verdict", "reasons"],
+    "properties": {
+        "type": {"const": "FeatureCollection"},
+        "features": {"type": "array", "items": {"type": "object"}},
+        "result_id": {"type": "string"},
+        "verdict": {"enum": ["accept", "review", "refuse"]},
+        "reasons": {"type": "array", "items": {"type": "string"}},
+    },
+}
 _ALWAYS = ("bad_request", "method_not_allowed", "unauthenticated", "forbidden", "rate_limited", "not_ready", "internal_error")
-_STORED = ("not_found", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
+_STORED = ("not_found", "not_acceptable", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
 
 
 def _problems(codes: tuple[str, ...]) -> Json:
@@ -64,32 +78,52 @@ def _answer(schema: str, description: str) -> Json:
     }
 
 
+def _predicted(description: str) -> Json:
+    kinds = [{"$ref": f"#/components/schemas/{name}"} for name in ("Answer", "SegmentationAnswer")]
+    content = {"application/json": {"schema": {"anyOf": kinds}}, GEOJSON: {"schema": _COLLECTION}}
+    return {"200": {"description": description, "content": content}}
+
+
 def _text(media_type: str, description: str) -> Json:
     return {"200": {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 def _operations() -> dict[tuple[str, str], Json]:
     binary = {"type": "string", "format": "binary"}
-    form = {"type": "object", "required": ["image"], "properties": {"image": binary}, "additionalProperties": False}
+    parts = {"image": binary, "regions": {"type": "string", "description": "GeoJSON: polygons that get their own quantities."}}
+    form = {"type": "object", "required": ["image"], "properties": parts, "additionalProperties": False}
     content: Json = {name: {"schema": binary} for name in IMAGE_TYPES}
     content["multipart/form-data"] = {"schema": form}
     query = [
         {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "A loaded model; the first by default."},
-        {"name": "heatmap", "in": "query", "schema": {"type": "boolean"}, "description": "Add a heatmap to the answer."},
+        *(
+            {"name": name, "in": "query", "schema": {"type": "boolean"}, "description": text}
+            for name, text in (
+                ("heatmap", "Add a heatmap to the answer; of classifiers."),
+                ("label_image", "Add the objects as a 16-bit PNG to the answer; of models that find objects."),
+                ("overlay", "Add the image with the objects' outlines to the answer; of models that find objects."),
+            )
+        ),
+        {
+            "name": "region",
+            "in": "query",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,9}(,[0-9]{1,9}){3}$"},
+            "description": "x,y,width,height: predict this part only; of models that find objects.",
+        },
     ]
     result = {"name": "result_id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
     return {
         ("POST", "/v1/predict"): {
             "summary": "Predict for one image",
-            "description": "The same image and model give the same result_id and one stored row, however often sent.",
+            "description": "The same image, model and region give the same result_id and one stored row, however often sent.",
             "parameters": query,
             "requestBody": {"required": True, "content": content},
-            "responses": _answer("Answer", "The prediction; it is stored.") | _problems((*_IMAGE_CODES, *_ALWAYS)),
+            "responses": _predicted("The prediction; it is stored.") | _problems((*_IMAGE_CODES, *_ALWAYS)),
         },
         ("GET", "/v1/results/{result_id}"): {
             "summary": "A stored result",
             "parameters": [result],
-            "responses": _answer("Answer", "As it was answered.") | _problems((*_STORED, *_ALWAYS)),
+            "responses": _predicted("As it was answered.") | _problems((*_STORED, *_ALWAYS)),
         },
         ("GET", "/v1/models"): {
             "summary": "The loaded models with their cards",
@@ -121,7 +155,7 @@ def _operations() -> dict[tuple[str, str], Json]:
 @lru_cache(maxsize=1)
 def document() -> Json:
     """Return the OpenAPI 3.1 document; every route of :data:`service.access.ACCESS` is in it."""
-    pairs = [(model, "serialization") for model in (Answer, Models, Problem, Status)]
+    pairs = [(model, "serialization") for model in (Answer, SegmentationAnswer, Models, Problem, Status)]
     _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     paths: Json = {}
     for (method, route), operation in _operations().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,7 @@ STATUS: dict[str, int] = {
     "request_timeout": 408,
     "not_found": 404,
     "unknown_model": 404,
+    "not_acceptable": 406,
     "method_not_allowed": 405,
     "unauthenticated": 401,
     "forbidden": 403,
@@ -112,6 +114,125 @@ class Answer(_Document):
     verdict: Literal["accept", "review", "refuse"]
     reasons: list[Reason]
     heatmap: Heatmap | None = None
+
+
+class ObjectAnswer(_Document):
+    """An object: its outer boundary, (x, y) in pixels from the image's upper left corner; area in pixels, score in [0, 1]."""
+
+    polygon: Annotated[list[tuple[Finite, Finite]], Field(min_length=3)]
+    area: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    score: Fraction
+
+
+class Tile(_Document):
+    """A part of the image in pixels, and how wrong the model expects to be there: ``predicted_loss`` is 1 - Dice."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    predicted_loss: Finite
+    loss_percentile: Percentile
+    domain_distance: Finite
+    domain_percentile: Percentile
+
+
+class Quartiles(_Document):
+    """Of the values that are defined; null where there are none."""
+
+    q1: Finite | None
+    median: Finite | None
+    q3: Finite | None
+
+
+class Distribution(Quartiles):
+    """Quartiles, mean and sample standard deviation; null where too few values define them."""
+
+    mean: Finite | None
+    sd: Finite | None
+
+
+class Quantities(_Document):
+    """What a pathologist asks of the objects; docs/quantities.md defines each.
+
+    ``density_per_mm2`` and what is in micrometres are null where the image does not state its pixel spacing;
+    ``density_per_megapixel`` is null where it does.
+    """
+
+    count: Annotated[int, Field(ge=0)]
+    density_per_mm2: Finite | None = None
+    density_per_megapixel: Finite | None = None
+    area_fraction: Fraction | None
+    area_px: Distribution
+    eccentricity: Distribution
+    solidity: Distribution
+    nearest_neighbour_px: Quartiles
+    area_um2: Distribution | None = None
+    nearest_neighbour_um: Quartiles | None = None
+
+
+class RegionAnswer(_Document):
+    """A polygon that came with the request, and the quantities inside it; none under the verdict ``refuse``."""
+
+    name: str
+    quantities: Quantities | None
+
+
+class Picture(_Document):
+    """A PNG, base64."""
+
+    media_type: Literal["image/png"]
+    data: str
+
+
+class SegmentationRecord(_Document):
+    """What is stored of a segmentation beside its doubts. ``region`` is x, y, width, height; None for the whole image."""
+
+    region: tuple[int, int, int, int] | None
+    objects: list[ObjectAnswer]
+    quantities: Quantities
+    tiles: list[Tile]
+    doubtful_regions: list[Tile]
+
+
+class SegmentationAnswer(_Document):
+    """The objects of an image. ``predicted_loss`` is 1 - Dice, ``entropy`` in nats a pixel, percentiles in [0, 100].
+
+    Under the verdict ``refuse`` there are no objects, quantities, label image and overlay; the tiles are there.
+    ``doubtful_regions`` are what an expert should annotate first, the most doubtful first.
+    """
+
+    result_id: str
+    image_sha256: str
+    sop_instance_uid: str | None
+    model: ModelBlock
+    task: Literal["segmentation"]
+    region: tuple[int, int, int, int] | None
+    predicted_loss: Finite
+    loss_percentile: Percentile
+    domain_distance: Finite
+    domain_percentile: Percentile
+    entropy: Finite
+    verdict: Literal["accept", "review", "refuse"]
+    reasons: list[Reason]
+    object_label: str
+    objects: list[ObjectAnswer]
+    quantities: Quantities | None
+    regions: list[RegionAnswer] | None
+    tiles: list[Tile]
+    doubtful_regions: list[Tile]
+    label_image: Picture | None
+    overlay: Picture | None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What was asked for beside the result, and is not stored."""
+
+    heatmap: Heatmap | None = None
+    label_image: Picture | None = None
+    overlay: Picture | None = None
+    regions: list[RegionAnswer] | None = None
 
 
 class LoadedModel(_Document):

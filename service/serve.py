@@ -8,22 +8,33 @@ import shlex
 import sys
 from pathlib import Path
 
-from models.example import FILE_NAME, chest_phantom
-from models.predictor import Predictor
+from models.batch import load_model
+from models.card import ModelCard, SegmenterCard
+from models.example import write_examples
 from service.access import Access, check_bind
 from service.settings import child_environment, read_settings
 
 GRACE_SECONDS = 25
 
 
-def _write_example(state: Path) -> Path:
-    """Write the drawn phantom, so that the line printed at the start works as it stands, on a machine without any scan."""
+def _write_examples(state: Path) -> list[Path]:
+    """Write the drawn images, so that the lines printed at the start work as they stand, on a machine without any scan."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)  # results and tokens will lie in it
     folder = state / "example"
     folder.mkdir(exist_ok=True)
-    scan = folder / FILE_NAME
-    scan.write_bytes(chest_phantom())
-    return scan.absolute()
+    return [path.absolute() for path in write_examples(folder)]
+
+
+def _lines_to_try(cards: list[ModelCard | SegmenterCard], state: Path, url: str) -> list[str]:
+    """Return a command for the first model of each kind that is served; the first of all is the default and needs no name."""
+    chest, tissue = _write_examples(state)
+    lines: dict[str, str] = {}
+    for card in cards:
+        media_type, file = ("image/png", tissue) if card.task == "segmentation" else ("application/dicom", chest)
+        target = f"{url}/v1/predict" + ("" if card is cards[0] else f"?model={card.name}")
+        command = f"  curl -s -H 'Content-Type: {media_type}' --data-binary @{shlex.quote(str(file))} {shlex.quote(target)}"
+        lines.setdefault(card.task, command)
+    return list(lines.values())
 
 
 def main(argv: list[str]) -> int:
@@ -45,17 +56,14 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     settings = read_settings()
     check_bind(options.host, Access.read(settings.tokens))
-    for folder in settings.models:
-        Predictor.load(folder)
+    cards = [load_model(folder).card for folder in settings.models]
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"
-    scan = _write_example(settings.state)
     print(
         f"overread: starting on {url}, ready in a few seconds (documentation at {url}/, state in {settings.state})\n"
-        f"overread: try, in another terminal:\n"
-        f"  curl -s -H 'Content-Type: application/dicom' --data-binary @{shlex.quote(str(scan))} {url}/v1/predict",
-        flush=True,
+        f"overread: try, in another terminal:"
     )
+    print(*_lines_to_try(cards, settings.state, url), sep="\n", flush=True)
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Overread", "--host", host, "--port", str(options.port)]
     command += ["--timeout-graceful-shutdown", str(GRACE_SECONDS), "--working-dir", str(Path(__file__).parents[1])]
     environment = child_environment(settings.state.absolute(), options.workers)

@@ -11,12 +11,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.batch import ZOO
+from models.batch import DEFAULT_MODEL, ZOO
 from models.card import Percentile, Triage
 from models.errors import Refusal
 
 PREFIX = "OVERREAD_"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+def shipped_models() -> tuple[Path, ...]:
+    """Return the folders of the released packages, the default model first."""
+    return DEFAULT_MODEL, *sorted(card.parent for card in ZOO.glob("*/card.json") if card.parent != DEFAULT_MODEL)
 
 
 class Settings(BaseModel):
@@ -26,7 +31,8 @@ class Settings(BaseModel):
 
     state: Path = Field(Path(".overread"), description="Folder of the database and the tokens; created when missing.")
     models: Annotated[tuple[Path, ...], Field(min_length=1)] = Field(
-        (ZOO / "cxr-pneumonia",), description="Folders of model packages, separated by colons. The first is the default model."
+        default_factory=shipped_models,
+        description="Folders of model packages, separated by colons. The first is the default model.",
     )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda: os.cpu_count() or 1, description="Images worked on side by side in one worker."

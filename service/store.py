@@ -22,12 +22,16 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from models.batch import AnyPredictor
 from models.errors import Refusal
 from models.image import Image
+from models.objects import Segmentation
 from models.postprocess import Prediction
-from models.predictor import Predictor
 from models.triage import Judgement
+from service.schemas import SegmentationRecord
+from service.segmentation import pack
 from service.tables import instances, models, results, verdicts
+from service.wanted import Box
 
 # Statements are built once: building them costs more than running them.
 _ADD_MODEL, _ADD_RESULT, _ADD_INSTANCE, _ADD_VERDICT = (
@@ -55,7 +59,7 @@ class Stored:
 
     @property
     def prediction(self) -> Prediction:
-        """The prediction as it was stored; heatmaps are not."""
+        """The prediction as it was stored; heatmaps are not. A segmenter's has no probabilities."""
         row = self.result
         return Prediction(
             probabilities=row["probabilities"],
@@ -70,22 +74,29 @@ class Stored:
         )
 
 
-def result_id(image_sha256: str, model_sha256: str) -> str:
-    """Return the key of a result: the same image and model package give the same one."""
-    return hashlib.sha256(f"{image_sha256}:{model_sha256}".encode()).hexdigest()
+def result_id(image_sha256: str, model_sha256: str, region: Box | None = None) -> str:
+    """Return the key of a result: the same image, model package and region give the same one."""
+    part = "" if region is None else ":" + ",".join(map(str, region))
+    return hashlib.sha256(f"{image_sha256}:{model_sha256}{part}".encode()).hexdigest()
 
 
-def result_row(image: Image, prediction: Prediction, predictor: Predictor, notes: list[str]) -> dict[str, Any]:
-    """Return the row of ``results`` for a new prediction."""
+def result_row(
+    image: Image,
+    prediction: Prediction | Segmentation,
+    predictor: AnyPredictor,
+    notes: list[str],
+    record: SegmentationRecord | None = None,
+) -> dict[str, Any]:
+    """Return the row of ``results`` for a new prediction; ``record`` is what else is stored of a segmentation."""
     return {
-        "id": result_id(image.sha256, predictor.sha256),
+        "id": result_id(image.sha256, predictor.sha256, record.region if record else None),
         "image_sha256": image.sha256,
         "model_sha256": predictor.sha256,
         "provider": predictor.provider,
         "media_type": image.media_type,
         "rows": image.rows,
         "columns": image.columns,
-        "probabilities": prediction.probabilities,
+        "probabilities": prediction.probabilities if isinstance(prediction, Prediction) else {},
         "loss_score": prediction.loss_score,
         "predicted_loss": prediction.predicted_loss,
         "loss_percentile": prediction.loss_percentile,
@@ -94,10 +105,11 @@ def result_row(image: Image, prediction: Prediction, predictor: Predictor, notes
         "entropy": prediction.entropy,
         "features": np.ascontiguousarray(prediction.features, dtype="<f4").tobytes(),
         "notes": notes,
+        "segmentation": pack(record) if record else None,
     }
 
 
-def model_row(predictor: Predictor) -> dict[str, Any]:
+def model_row(predictor: AnyPredictor) -> dict[str, Any]:
     """Return the row of ``models`` for a loaded model."""
     card = predictor.card
     return {"sha256": predictor.sha256, "name": card.name, "version": card.version, "card": card.model_dump(mode="json")}
@@ -179,7 +191,7 @@ class Store:
         self._reader.dispose()
         self._writer.dispose()
 
-    def register(self, predictor: Predictor) -> None:
+    def register(self, predictor: AnyPredictor) -> None:
         """Keep a loaded model's card, so that its results can be answered when it is no longer loaded."""
         with _coded(), self._turn, self._writer.begin() as connection:
             connection.execute(_ADD_MODEL, model_row(predictor) | {"first_loaded_at": datetime.now(UTC)})

@@ -36,6 +36,7 @@ results = Table(
     Column("features", LargeBinary, nullable=False),  # float32, little-endian, shape (D,)
     Column("notes", JSON, nullable=False),  # reason codes that follow from the header alone
     Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("segmentation", LargeBinary),  # of a segmenter: service.segmentation.pack; NULL of a classifier
 )
 
 instances = Table(

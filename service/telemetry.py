@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import prometheus_client
 
-    from models.predictor import Predictor
+    from models.batch import AnyPredictor
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # more of them, and a site would pass 300 series
 PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
@@ -72,7 +72,7 @@ class Telemetry:
     def _gauge(self, name: str, mode: Literal["livesum", "livemax"]) -> prometheus_client.Gauge:
         return self._client.Gauge(name, *METRICS[name], registry=self._registry, multiprocess_mode=mode)
 
-    def loaded(self, predictor: Predictor) -> None:
+    def loaded(self, predictor: AnyPredictor) -> None:
         """Show a loaded model."""
         card = predictor.card
         self.model_info.labels(card.name, card.version, predictor.sha256, predictor.provider).set(1)

@@ -16,15 +16,20 @@ from service.access import is_loopback
 IMAGE_TYPES = ("application/dicom", "image/png", "image/jpeg")
 FORM = "multipart/form-data"
 PART = "image"
+REGIONS_PART = "regions"
+REGIONS_TYPES = ("application/geo+json", "application/json")
+MAX_REGIONS_BYTES = 1024 * 1024
 MAX_PARTS = 8
+_UNDECLARED = {"", "application/octet-stream"}
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An image as it was sent: its bytes, and its media type where the caller declared one."""
+    """An image as it was sent: its bytes, its media type where the caller declared one, and the regions sent beside it."""
 
     body: bytes
     media_type: str | None
+    regions: bytes | None = None
 
 
 def check_host(request: Request) -> None:
@@ -112,7 +117,7 @@ class _Parts:
 
 
 def parse_form(body: bytes, boundary: bytes) -> Upload:
-    """Find the one image in a multipart form.
+    """Find the one image in a multipart form, and the regions where there are any.
 
     Parameters
     ----------
@@ -123,8 +128,9 @@ def parse_form(body: bytes, boundary: bytes) -> Upload:
     Raises
     ------
     Refusal
-        ``bad_request`` for a broken form or one without exactly one part ``image``, ``unsupported_media_type`` for a part
-        that is declared to be something else than an image, ``empty_body`` for an empty part.
+        ``bad_request`` for a broken form, one without exactly one part ``image``, or one with another part than that and
+        one ``regions``; ``unsupported_media_type`` for a part that is declared to be something else, ``empty_body`` for an
+        empty image, ``too_large`` for regions of more than :data:`MAX_REGIONS_BYTES`.
     """
     collected = _Parts()
     try:
@@ -135,22 +141,32 @@ def parse_form(body: bytes, boundary: bytes) -> Upload:
         raise Refusal("bad_request", "The multipart body is broken.") from error
     if not collected.ended:
         raise Refusal("bad_request", "The multipart body ends early.")
-    images = []
+    named: dict[str, tuple[str | None, bytes]] = {}
     for headers, content in collected.parts:
         _, options = parse_options_header(headers.get("content-disposition", ""))
-        if options.get(b"name") == PART.encode():
-            images.append((headers, content))
-    if len(images) != 1 or len(collected.parts) != 1:
-        raise Refusal("bad_request", f"The form must have exactly one part, named {PART!r}.")
-    headers, content = images[0]
-    if not content:
+        name = options.get(b"name", b"").decode("latin-1")
+        if name in named or name not in {PART, REGIONS_PART}:
+            raise Refusal("bad_request", f"The form may have one part {PART!r} and one part {REGIONS_PART!r}.")
+        named[name] = _declared(name, headers), bytes(content)
+    if PART not in named:
+        raise Refusal("bad_request", f"The form must have a part named {PART!r}.")
+    media_type, image = named[PART]
+    _, regions = named.get(REGIONS_PART, (None, None))
+    if not image:
         raise Refusal("empty_body")
-    declared, _ = _media_type(headers.get("content-type"))
-    if declared in {"", "application/octet-stream"}:
-        return Upload(bytes(content), None)
-    if declared not in IMAGE_TYPES:
-        raise Refusal("unsupported_media_type", f"The part {PART!r} must be one of {', '.join(IMAGE_TYPES)}.")
-    return Upload(bytes(content), declared)
+    if regions is not None and len(regions) > MAX_REGIONS_BYTES:
+        raise Refusal("too_large", f"The part {REGIONS_PART!r} may have {MAX_REGIONS_BYTES} bytes at most.")
+    return Upload(image, media_type, regions)
+
+
+def _declared(name: str, headers: dict[str, str]) -> str | None:
+    media_type, _ = _media_type(headers.get("content-type"))
+    allowed = IMAGE_TYPES if name == PART else REGIONS_TYPES
+    if media_type in _UNDECLARED:
+        return None
+    if media_type not in allowed:
+        raise Refusal("unsupported_media_type", f"The part {name!r} must be one of {', '.join(allowed)}.")
+    return media_type
 
 
 async def read_upload(request: Request, limit: int, seconds: float) -> Upload:

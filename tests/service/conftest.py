@@ -110,3 +110,14 @@ def store(file: Path, predictor: Predictor) -> Iterator[Store]:
     store.register(predictor)
     yield store
     store.close()
+
+
+@pytest.fixture(scope="module")
+def segmenter(make_segmenter: Callable[..., Path]) -> Path:
+    return make_segmenter("nuclei")
+
+
+@pytest.fixture
+def caller(make_site: Any, connect: Any, package: Path, segmenter: Path) -> Any:
+    """A caller of a site that serves a classifier and a segmenter."""
+    return connect(make_site(models=(package, segmenter)))

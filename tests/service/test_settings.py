@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from models.batch import ZOO
 from models.card import Triage
 from models.errors import Refusal
-from service.settings import PROXIES, Settings, child_environment, drop_proxies, read_settings, triage_sha256
+from service.settings import PROXIES, Settings, child_environment, drop_proxies, read_settings, shipped_models, triage_sha256
 
 
 def refusal_of(**environment: str) -> Refusal:
@@ -22,7 +23,19 @@ def test_defaults_need_nothing() -> None:
     settings = read_settings({"PATH": "/bin"})
     assert settings.threads == (os.cpu_count() or 1)
     assert settings.state == Path(".overread")
-    assert len(settings.models) == 1
+    assert settings.models[0].name == "cxr-pneumonia"
+    assert sorted(settings.models) == sorted(card.parent for card in ZOO.glob("*/card.json"))
+    assert len(set(settings.models)) == len(settings.models)
+
+
+def test_every_released_package_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.ZOO", tmp_path)
+    monkeypatch.setattr("service.settings.DEFAULT_MODEL", tmp_path / "middle")
+    for name in ("zebra", "middle", "alpha"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "card.json").touch()
+    (tmp_path / "unreleased").mkdir()
+    assert [folder.name for folder in shipped_models()] == ["middle", "alpha", "zebra"]
 
 
 def test_values_are_read() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -9,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from models.predictor import Predictor
 from models.triage import Judgement
-from service.store import Store, Stored, result_id
+from service.store import MIGRATIONS, Store, Stored, result_id
 from service.tables import metadata
 
 ACCEPT = Judgement("accept", ("within_limits",))
@@ -64,6 +68,10 @@ def test_what_is_read_is_what_was_recorded(store: Store, row: Any, predictor: Pr
 
 def test_the_key_needs_image_and_model() -> None:
     assert len({result_id("a", "b"), result_id("b", "a"), result_id("a", "c"), result_id("c", "b")}) == 4
+    regions = [(0, 0, 1, 2), (0, 0, 12, 3), (0, 0, 1, 23), (0, 1, 2, 3)]
+    assert len({result_id("a", "b"), *(result_id("a", "b", region) for region in regions)}) == 5
+    # What was stored before there were regions is still found
+    assert result_id("a", "b") == hashlib.sha256(b"a:b").hexdigest()
 
 
 def test_threads_make_one_row(store: Store, file: Path, row: Any) -> None:
@@ -111,7 +119,47 @@ def test_processes_that_start_at_once_migrate_once(file: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert ask(file, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert ask(file, "SELECT version_num FROM alembic_version") == [("0002",)]
+
+
+def old_schema(file: Path) -> None:
+    """Make a database of the first schema, as a service before segmentations left it."""
+    file.parent.mkdir(exist_ok=True)
+    engine = sa.create_engine(f"sqlite:///{file}")
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "0001")
+    engine.dispose()
+
+
+def test_an_old_database_keeps_its_results(file: Path, row: Any, predictor: Predictor) -> None:
+    old_schema(file)
+    written = row(4)
+    assert written.pop("segmentation") is None
+    connection = sqlite3.connect(file)
+    card = predictor.card
+    connection.execute(
+        "INSERT INTO models VALUES (?, ?, ?, ?, '2026-01-01')",
+        (predictor.sha256, card.name, card.version, card.model_dump_json()),
+    )
+    values = [json.dumps(value) if isinstance(value, dict | list) else value for value in written.values()]
+    names = ", ".join(f'"{name}"' for name in written)
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT INTO results ({names}, created_at) VALUES ({marks}, '2026-01-01')", values)
+    connection.commit()
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        connection.execute("SELECT segmentation FROM results")
+    connection.close()
+    store = Store(file)
+    found = store.find(written["id"])
+    assert found is not None
+    assert {name: found.result[name] for name in written} == written
+    assert found.result["segmentation"] is None
+    assert store.record(row(4), None, LIMITS, by_reuse) == (False, ACCEPT)
+    store.close()
+    assert ask(file, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 def test_opening_again_changes_nothing(store: Store, file: Path, row: Any) -> None:

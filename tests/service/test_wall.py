@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from models.errors import Refusal
-from service.wall import IMAGE_TYPES, MAX_PARTS, Upload, check_host, parse_form, read_upload
+from service.wall import IMAGE_TYPES, MAX_PARTS, MAX_REGIONS_BYTES, REGIONS_TYPES, Upload, check_host, parse_form, read_upload
 
 LIMIT = 100_000
 B = b"frontier"
@@ -169,6 +169,41 @@ def test_a_part_may_hold_anything_but_the_boundary() -> None:
 )
 def test_a_part_of_another_type(media_type: str) -> None:
     assert refused(part(b"http://127.0.0.1:1/", media_type=media_type) + END, FORM) == "unsupported_media_type"
+
+
+def regions(content: bytes = b"{}", media_type: str | None = "application/geo+json") -> bytes:
+    return part(content, "regions", media_type)
+
+
+@pytest.mark.parametrize("media_type", [*REGIONS_TYPES, None, "application/octet-stream"])
+def test_regions_beside_an_image(media_type: str | None) -> None:
+    for body in (part() + regions(b"[1]", media_type), regions(b"[1]", media_type) + part()):
+        assert upload(body + END, FORM) == Upload(b"pixels", "image/png", b"[1]")
+    assert upload(part() + END, FORM).regions is None
+    assert upload(part() + regions(b"") + END, FORM).regions == b""
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (regions(), "bad_request"),
+        (part() + regions() + regions(), "bad_request"),
+        (part() + regions(media_type="text/plain"), "unsupported_media_type"),
+        (part() + regions(media_type="image/png"), "unsupported_media_type"),
+        (part(media_type="application/geo+json") + regions(), "unsupported_media_type"),
+        (part() + part(name="Regions", media_type="application/json"), "bad_request"),
+    ],
+)
+def test_regions_that_are_refused(body: bytes, code: str) -> None:
+    assert refused(body + END, FORM) == code
+
+
+def test_regions_have_a_limit_of_their_own() -> None:
+    most = part() + regions(b" " * MAX_REGIONS_BYTES) + END
+    assert len(parse_form(most, B).regions or b"") == MAX_REGIONS_BYTES
+    with pytest.raises(Refusal) as caught:
+        parse_form(part() + regions(b" " * (MAX_REGIONS_BYTES + 1)) + END, B)
+    assert caught.value.code == "too_large"
 
 
 NESTED = b'--inner\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--inner--\r\n'

@@ -1,0 +1,112 @@
+"""What a caller wants of one image, and whether the model can give it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.card import ModelCard, SegmenterCard
+from models.errors import Refusal
+from models.image import Image
+from service.negotiation import GEOJSON, JSON, choose
+
+Box = tuple[int, int, int, int]
+"""A part of an image: x, y, width, height, in original pixels."""
+
+FLAGS = ("heatmap", "label_image", "overlay")
+PARAMETERS = {"model", "region", *FLAGS}
+"""Query parameters of ``POST /v1/predict``."""
+_REGION = re.compile(r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller wants.
+
+    Attributes
+    ----------
+    model : str or None
+        Name of a loaded model; None is the default.
+    heatmap, label_image, overlay : bool
+        Pictures in the answer.
+    region : Box or None
+        The part to predict.
+    accept : str
+        The Accept header.
+    """
+
+    model: str | None = None
+    heatmap: bool = False
+    label_image: bool = False
+    overlay: bool = False
+    region: Box | None = None
+    accept: str = ""
+
+    def media_type(self, card: ModelCard | SegmenterCard, regions: bool = False) -> str:
+        """Return the media type of the answer.
+
+        Parameters
+        ----------
+        card : ModelCard or SegmenterCard
+        regions : bool
+            Whether polygons came with the image, each of which gets its own quantities.
+
+        Raises
+        ------
+        Refusal
+            ``bad_request`` for what a model of this kind, or an answer of this type, does not have; ``not_acceptable`` as
+            :func:`service.negotiation.choose` says.
+        """
+        chosen = choose(self.accept, offers(card))
+        if isinstance(card, SegmenterCard):
+            if self.heatmap:
+                raise Refusal("bad_request", "The model finds objects and has no heatmap; ask for overlay or label_image.")
+            if chosen == GEOJSON and (self.label_image or self.overlay or regions):
+                raise Refusal("bad_request", f"Pictures and quantities of regions are in {JSON} only, not in {GEOJSON}.")
+        elif self.label_image or self.overlay or self.region is not None or regions:
+            raise Refusal("bad_request", "label_image, overlay, region and regions need a model that finds objects.")
+        return chosen
+
+
+def offers(card: ModelCard | SegmenterCard) -> tuple[str, ...]:
+    """Return the media types of a model's answers, the default first."""
+    return (JSON, GEOJSON) if isinstance(card, SegmenterCard) else (JSON,)
+
+
+def read_wanted(query: Mapping[str, str], accept: str) -> Wanted:
+    """Read a query, whose names are among :data:`PARAMETERS`.
+
+    Raises
+    ------
+    Refusal
+        ``bad_request`` for a value that is none.
+    """
+    for name in FLAGS:
+        if query.get(name, "false") not in {"true", "false"}:
+            raise Refusal("bad_request", f"{name} must be true or false.")
+    region = None
+    if "region" in query:
+        numbers = _REGION.fullmatch(query["region"])
+        if numbers is None:
+            raise Refusal("bad_request", "region must be x,y,width,height in whole pixels.")
+        x, y, width, height = (int(number) for number in numbers.groups())
+        region = (x, y, width, height)
+    heatmap, label_image, overlay = (query.get(name) == "true" for name in FLAGS)
+    return Wanted(query.get("model"), heatmap, label_image, overlay, region, accept)
+
+
+def region_within(region: Box | None, image: Image) -> Box | None:
+    """Check a region against the image; the whole image is None, so that it has one result, however it was asked for.
+
+    Raises
+    ------
+    Refusal
+        ``bad_request`` for a region that is not inside.
+    """
+    if region is None:
+        return None
+    x, y, width, height = region
+    if not width or not height or x + width > image.columns or y + height > image.rows:
+        raise Refusal("bad_request", f"region must lie inside the image of {image.columns} x {image.rows} pixels.")
+    return None if (width, height) == (image.columns, image.rows) else region
