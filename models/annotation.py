@@ -19,8 +19,8 @@ from models.errors import Refusal
 Coordinates = NDArray[np.float64]
 Label = Literal["foreground", "background"]
 
-LARGEST_FILE = 32 * 1024 * 1024
-"""Bytes: some 300,000 points or 30,000 outlines, far more than one image holds."""
+LARGEST_FILE = 16 * 1024 * 1024
+"""Bytes: some 800,000 points or 15,000 outlines, far more than one image holds."""
 GEOJSON = (".geojson", ".json")
 
 # Classes, in lower case. QuPath's own list has "Region*" and "Ignore*".

@@ -268,7 +268,7 @@ def test_an_over_large_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "large.geojson"
     with path.open("wb") as stream:
         stream.truncate(LARGEST_FILE + 1)
-    with pytest.raises(Refusal, match="larger than 32 MiB"):
+    with pytest.raises(Refusal, match="larger than 16 MiB"):
         read_annotation(path, ROWS, COLUMNS)
 
 
