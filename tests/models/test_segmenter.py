@@ -174,7 +174,8 @@ def test_packages_of_the_other_kind_are_refused(make_segmenter: Make, make_packa
 
 def test_a_classifier_under_a_segmenter_card_is_refused(tmp_path: Path) -> None:
     from models.card import card_bytes
-    from tests.conftest import segmenter_card, tiny_graph
+    from tests.conftest import tiny_graph
+    from tests.segmenters import segmenter_card
 
     (tmp_path / "model.onnx").write_bytes(tiny_graph())
     (tmp_path / "card.json").write_bytes(card_bytes(segmenter_card(tiny_graph())))
