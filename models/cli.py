@@ -13,8 +13,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
     "token": ("service.access:main", "create a bearer token"),
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
-    "export": ("training.export:main", "export a trained classifier to ONNX"),
-    "calibrate": ("training.calibrate:main", "fit units and limits on held-out patients, with the exported graph"),
+    "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),
+    "export": ("training.export:main", "export a trained model to ONNX"),
+    "calibrate": ("training.calibrate:main", "fit units and limits on held-out images, with the exported graph"),
     "evaluate": ("training.evaluate:main", "measure the exported graph, or check a released card"),
     "release": ("training.release:main", "write the model package: model.onnx and card.json"),
 }

@@ -1,10 +1,11 @@
-"""Random changes that a radiograph may undergo without becoming another finding."""
+"""Random changes that an image may undergo without becoming another finding."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from skimage.color import hed_from_rgb, rgb_from_hed
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -18,11 +19,12 @@ CONTRAST = 0.3
 BRIGHTNESS = 0.12
 SHARPNESS = 0.9
 NOISE = 0.05
+STAIN = 0.2
 _RADIUS = 3
 
 
 def augment(images: Tensor, spec: InputSpec, flip: bool, generator: Generator) -> Tensor:
-    """Change every image at random: place, grey values, sharpness, noise.
+    """Change every radiograph at random: place, grey values, sharpness, noise.
 
     Parameters
     ----------
@@ -93,3 +95,34 @@ def _sharpness(grey: Tensor, generator: Generator) -> Tensor:
     planes = functional.conv2d(planes, weights[:, None, None, :], groups=count * channels)
     blurred = planes.view(count, channels, height, width)
     return grey + _uniform(count, -SHARPNESS, SHARPNESS, generator) * (grey - blurred)
+
+
+def stain_jitter(images: Tensor, spec: InputSpec, generator: Generator) -> Tensor:
+    """Change the strength of the stains: haematoxylin, eosin and DAB, each by a factor and an offset of its own.
+
+    Parameters
+    ----------
+    images : Tensor, float32, shape (N, 3, H, W)
+        RGB, preprocessed by ``spec``.
+    spec : InputSpec
+        Its mean and std lead back to colours in [0, 1], where light is absorbed.
+    generator : Generator
+
+    Returns
+    -------
+    Tensor
+        As ``images``.
+
+    References
+    ----------
+    Tellez et al., "Quantifying the effects of data augmentation and stain color normalization in convolutional neural networks
+    for computational pathology", Medical Image Analysis 2019, arXiv:1902.06543, section 3.3: factors within +-20%, offsets within
+    +-0.2 in the unit of scikit-image's colour deconvolution, its "strong" setting.
+    """
+    to_stain, to_colour = (torch.tensor(matrix, dtype=torch.float32) for matrix in (hed_from_rgb, rgb_from_hed))
+    density = -torch.log((images * spec.std + spec.mean).clamp(1e-3, 1))
+    stains = torch.einsum("nchw,cs->nshw", density, to_stain)
+    factor = torch.empty(len(images), 3, 1, 1).uniform_(1 - STAIN, 1 + STAIN, generator=generator)
+    offset = torch.empty(len(images), 3, 1, 1).uniform_(-STAIN, STAIN, generator=generator)
+    colours = torch.exp(-torch.einsum("nshw,sc->nchw", stains * factor + offset, to_colour))
+    return (colours.clamp(0, 1) - spec.mean) / spec.std
