@@ -31,7 +31,8 @@ from benchmarks.active_learning import (
     summarise,
     table,
 )
-from benchmarks.active_training import Pool, Protocol, Seen, augment, build, cxr, draw, look, to_tensor, train
+from benchmarks.active_training import Pool, Protocol, Seen, augment, build, cxr, draw, look, train
+from benchmarks.domains import to_tensor
 from models.selection import most_doubtful
 
 TINY = Protocol(16, (4, 8), 1, 12, 8, 2, 60, 8, 0, 6, 0, 0.05, 0)
@@ -53,7 +54,11 @@ def drawn(name: str, count: int = 150, side: int = 16) -> Pool:
 
 def seen(loss: list[float]) -> Seen:
     random = np.random.default_rng(0)
-    return Seen(random.dirichlet(np.ones(3), len(loss)), random.normal(size=(len(loss), 2)), np.array(loss, dtype=np.float32))
+    return Seen(
+        random.dirichlet(np.ones(3), len(loss)),
+        random.normal(size=(len(loss), 2)).astype(np.float32),
+        np.array(loss, dtype=np.float32),
+    )
 
 
 @pytest.mark.parametrize("name", list(METRIC))

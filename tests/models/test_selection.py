@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from skactiveml.pool import k_greedy_center
+from skactiveml.pool import k_greedy_center  # type: ignore[import-untyped]
 
 from models.errors import Refusal
 from models.selection import REASONS, at_random, badge, core_set, margin, most_doubtful, select, typical
