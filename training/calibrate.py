@@ -15,7 +15,7 @@ from models.card import Calibration, Finding, InputSpec, OutputSpec, Triage
 from models.postprocess import RawOutputs
 from models.predictor import Graph
 from models.uncertainty import softmax
-from training.config import RunConfig, read_run, sha256, write_json
+from training.config import SEGMENTER, RunConfig, read_run, sha256, verb_of, write_json
 from training.data import ImageSet
 from training.export import load_run_images, read_graph, run_folders
 
@@ -164,6 +164,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="folder of the run, exported")
     parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
     options = parser.parse_args(argv)
+    if verb_of(options.run) == SEGMENTER:
+        from training.segmenter_calibrate import calibrate_segmenter  # it builds on this module
+
+        return calibrate_segmenter(options.run, options.data)
     images = load_run_images(options.run, options.data)
     for folder in run_folders(options.run):
         config = read_run(folder).config

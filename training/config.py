@@ -236,6 +236,8 @@ class RunOf(BaseModel, Generic[Config]):
 
 
 Run = RunOf[RunConfig]
+SEGMENTER = "train segmenter"
+"""What :func:`verb_of` says of a segmenter's run."""
 
 
 def verb_of(folder: Path) -> str:

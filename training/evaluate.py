@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models.card import Calibration, Figure, ModelCard, OutputSpec, Triage
+from models.card import Calibration, Figure, ModelCard, OutputSpec, SegmenterCard, Triage, read_package
 from models.errors import Refusal
 from models.predictor import Graph, Predictor
 from models.triage import judge
 from training.calibrate import REPORT as CALIBRATION
 from training.classifier import sibling
-from training.config import RunConfig, read_json, read_run, sha256, write_json
+from training.config import SEGMENTER, RunConfig, read_json, read_run, sha256, verb_of, write_json
 from training.data import ImageSet, Row, load_images, read_manifest, split_of
 from training.export import read_graph
-from training.metrics import METRICS, bootstrap
+from training.metrics import METRICS, Columns, bootstrap
 
 REPORT = "evaluation.json"
 TOLERANCE = 1e-3
+UNDEFINED = "Not defined: only one class, or no error or nothing but errors, among these images."
 SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity", "accuracy")
 UNKNOWN_SUBGROUPS = ("sex", "age")
 
@@ -61,10 +62,30 @@ def columns(predictor: Predictor, images: ImageSet, size: int = 32) -> dict[str,
     return result
 
 
-def _figures(
-    where: dict[str, str], metrics: Sequence[str], table: Mapping[str, NDArray[Any]], patients: Sequence[str]
+def figures_of(
+    where: dict[str, str],
+    metrics: Sequence[str],
+    table: Mapping[str, NDArray[Any]],
+    patients: Sequence[str],
+    definitions: Mapping[str, Callable[[Columns], float]] = METRICS,
+    undefined: str = UNDEFINED,
 ) -> list[Figure]:
-    intervals = bootstrap(metrics, table, patients)
+    """Return the figures of one domain or subgroup, with their intervals.
+
+    Parameters
+    ----------
+    where : dict
+        The fields that name it.
+    metrics : sequence of str
+        Keys of ``definitions``.
+    table : mapping of str to ndarray, each of shape (N,)
+    patients : sequence of str
+        N of them, resampled with all their images.
+    definitions : mapping of str to callable
+    undefined : str
+        The note of a figure that has no value.
+    """
+    intervals = bootstrap(metrics, table, patients, definitions=definitions)
     figures = []
     for name in metrics:
         figure: dict[str, Any] = {
@@ -76,9 +97,9 @@ def _figures(
             "high": None,
             "note": "",
         }
-        value, interval = METRICS[name](table), intervals[name]
+        value, interval = definitions[name](table), intervals[name]
         if np.isnan(value):
-            figure["note"] = "Not defined: only one class, or no error or nothing but errors, among these images."
+            figure["note"] = undefined
         elif interval is None:
             figure |= {"value": value, "note": "No interval: too few images of one kind to resample patients."}
         else:
@@ -109,7 +130,7 @@ def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: Li
             part = {name: column[members] for name, column in table.items()}
             patients = [rows[index].patient for index in members]
             where = {"domain": domain, "held_out": held_out, "subgroup": subgroup}
-            figures += _figures(where, tuple(METRICS) if subgroup == "all" else SUBGROUP_METRICS, part, patients)
+            figures += figures_of(where, tuple(METRICS) if subgroup == "all" else SUBGROUP_METRICS, part, patients)
         for name in UNKNOWN_SUBGROUPS:
             note = f"The {name} of these patients is not known to us."
             figures.append(
@@ -162,6 +183,18 @@ def held_out_domains(folder: Path, images: ImageSet) -> list[Figure]:
     return figures
 
 
+def compare(card: ModelCard | SegmenterCard, figures: Sequence[Figure]) -> int:
+    """Print how far figures measured again lie from the card's; return 0 if all hold within 0.001, else 1."""
+    kinds = {figure.held_out for figure in figures}
+    show(figures)
+    gap, where = largest_gap([figure for figure in card.evaluation if figure.held_out in kinds], figures)
+    held = gap <= TOLERANCE
+    print(
+        f"largest difference from the card: {gap:.1e}" + (f" ({where})" if where else "") + (": holds" if held else ": DIFFERS")
+    )
+    return 0 if held else 1
+
+
 def largest_gap(card: Sequence[Figure], measured: Sequence[Figure]) -> tuple[float, str]:
     """Return the largest difference between the card's figures and those measured again, and where it lies.
 
@@ -200,13 +233,6 @@ def _load(data: Path, config: RunConfig, expected: str, *, test_only: bool = Fal
     return load_images(rows, config.input, "reading")
 
 
-def _show(figures: Sequence[Figure]) -> None:
-    for figure in figures:
-        if figure.subgroup == "all" and figure.value is not None:
-            interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.low is not None else "no interval"
-            print(f"{figure.domain:<20} held out: {figure.held_out:<9} {figure.metric:<28} {figure.value:.3f}  {interval}")
-
-
 def check_package(package: Path, data: Path, run: Path | None) -> int:
     """Measure a released package again; return 0 if the card's figures hold within 0.001, else 1."""
     predictor = Predictor.load(package, threads=2)
@@ -216,14 +242,22 @@ def check_package(package: Path, data: Path, run: Path | None) -> int:
     figures = held_out_patients(predictor, images, config)
     if run is not None:
         figures += held_out_domains(run, images)
-    kinds = {figure.held_out for figure in figures}
-    _show(figures)
-    gap, where = largest_gap([figure for figure in card.evaluation if figure.held_out in kinds], figures)
-    held = gap <= TOLERANCE
-    print(
-        f"largest difference from the card: {gap:.1e}" + (f" ({where})" if where else "") + (": holds" if held else ": DIFFERS")
-    )
-    return 0 if held else 1
+    return compare(card, figures)
+
+
+def of_segmenter(target: Path) -> bool:
+    """Tell whether a folder is a segmenter's model package or run."""
+    if (target / "card.json").exists():
+        return isinstance(read_package(target)[0], SegmenterCard)
+    return verb_of(target) == SEGMENTER
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """Print the figures of whole domains."""
+    for figure in figures:
+        if figure.subgroup == "all" and figure.value is not None:
+            interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.low is not None else "no interval"
+            print(f"{figure.domain:<20} held out: {figure.held_out:<9} {figure.metric:<28} {figure.value:.3f}  {interval}")
 
 
 def main(argv: list[str]) -> int:
@@ -238,6 +272,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
     parser.add_argument("--run", type=Path, help="with a package: its run, to measure the domains left out too")
     options = parser.parse_args(argv)
+    if of_segmenter(options.target):
+        from training.segmenter_evaluate import evaluate_segmenter  # it builds on this module
+
+        return evaluate_segmenter(options.target, options.data)
     if (options.target / "card.json").exists():
         return check_package(options.target, options.data, options.run)
     if options.run is not None:
@@ -246,7 +284,7 @@ def main(argv: list[str]) -> int:
     predictor = draft(options.target)
     images = _load(options.data, run.config, run.data_sha256)
     figures = held_out_patients(predictor, images, run.config) + held_out_domains(options.target, images)
-    _show(figures)
+    show(figures)
     report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256((options.target / CALIBRATION).read_bytes())}
     write_json(options.target / REPORT, report | {"figures": [figure.model_dump(mode="json") for figure in figures]})
     return 0

@@ -24,8 +24,9 @@ from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import fold_normalization
 from models.predictor import Graph
 from training.classifier import load_weights, sibling
-from training.config import RunConfig, read_run
+from training.config import SEGMENTER, RunConfig, read_run, verb_of
 from training.data import ImageSet, load_images, read_manifest
+from training.segmenter_config import SegmenterConfig
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-4
@@ -118,15 +119,16 @@ def _strip(model: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
-def to_onnx(served: ServedClassifier, config: RunConfig) -> bytes:
+def to_onnx(served: nn.Module, config: RunConfig | SegmenterConfig, outputs: Sequence[str] = GRAPH_OUTPUTS) -> bytes:
     """Return the ONNX graph: names of :mod:`models.card`, any batch size, all weights inside."""
-    example = torch.zeros(2, config.input.channels, config.input.height, config.input.width)
+    spec = config.input
+    example = torch.zeros(2, spec.channels, spec.height, spec.width)
     stream = io.BytesIO()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations, which nobody here can act on
         program = torch.onnx.export(
-            served, (example,), dynamo=True, verbose=False, input_names=[GRAPH_INPUT], output_names=list(GRAPH_OUTPUTS),
+            served, (example,), dynamo=True, verbose=False, input_names=[GRAPH_INPUT], output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
         )  # fmt: skip
     if program is None:
@@ -139,7 +141,7 @@ def to_onnx(served: ServedClassifier, config: RunConfig) -> bytes:
 
 
 @torch.no_grad()
-def largest_difference(served: ServedClassifier, graph: Graph, tensors: NDArray[np.float32]) -> float:
+def largest_difference(served: nn.Module, graph: Graph, tensors: NDArray[np.float32]) -> float:
     """Return the largest absolute difference of any output between torch and onnxruntime, over batches of 1, 3 and 8.
 
     Parameters
@@ -151,30 +153,43 @@ def largest_difference(served: ServedClassifier, graph: Graph, tensors: NDArray[
     for size in BATCHES:
         for start in range(0, len(tensors) - size + 1, size):
             batch = tensors[start : start + size]
-            raw = graph.run(batch)
-            for name, expected in zip(GRAPH_OUTPUTS, served(torch.from_numpy(batch)), strict=True):
-                worst = max(worst, float(np.abs(getattr(raw, name) - expected.numpy()).max()))
+            for found, expected in zip(graph.values(batch), served(torch.from_numpy(batch)), strict=True):
+                worst = max(worst, float(np.abs(found - expected.numpy()).max()))
     return worst
 
 
 def export(folder: Path, images: ImageSet) -> tuple[int, float]:
+    """Write ``model.onnx`` of one run of a classifier; 48 images of the calibration split are compared."""
+    config = read_run(folder).config
+    served = build(folder, images.where("train", config))
+    return write_graph(folder, served, config, images.where("calibration", config).tensors[:48], GRAPH_OUTPUTS)
+
+
+def write_graph(
+    folder: Path, served: nn.Module, config: RunConfig | SegmenterConfig, tensors: NDArray[np.float32], outputs: tuple[str, ...]
+) -> tuple[int, float]:
     """Write ``model.onnx`` of one run, unless it disagrees with torch.
+
+    Parameters
+    ----------
+    tensors : ndarray, float32, shape (N, C, H, W)
+        What both are compared on.
+    outputs : tuple of str
+        Names of what ``served`` returns.
 
     Returns
     -------
     size : int, bytes
     difference : float
-        See :func:`largest_difference`, on 48 images of the calibration split.
+        See :func:`largest_difference`.
 
     Raises
     ------
     Refusal
         ``model_output_invalid`` if the difference is above 1e-4, or not a number.
     """
-    config = read_run(folder).config
-    served = build(folder, images.where("train", config))
-    graph = to_onnx(served, config)
-    difference = largest_difference(served, Graph(graph), images.where("calibration", config).tensors[:48])
+    graph = to_onnx(served, config, outputs)
+    difference = largest_difference(served, Graph(graph, outputs=outputs), tensors)
     if not difference <= TOLERANCE:
         raise Refusal("model_output_invalid", f"The exported graph differs from torch by {difference:.1e}; nothing was written.")
     part = folder / (GRAPH + ".part")
@@ -228,6 +243,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
     options = parser.parse_args(argv)
+    if verb_of(options.run) == SEGMENTER:
+        from training.segmenter_export import export_segmenter  # it builds on this module
+
+        return export_segmenter(options.run, options.data)
     images = load_run_images(options.run, options.data)
     for folder in run_folders(options.run):
         size, difference = export(folder, images)

@@ -86,19 +86,25 @@ METRICS: dict[str, Callable[[Columns], float]] = {
 
 
 def bootstrap(
-    metrics: Sequence[str], columns: Columns, patients: Sequence[str], replicates: int = REPLICATES
+    metrics: Sequence[str],
+    columns: Columns,
+    patients: Sequence[str],
+    replicates: int = REPLICATES,
+    definitions: Mapping[str, Callable[[Columns], float]] = METRICS,
 ) -> dict[str, tuple[float, float] | None]:
     """Return the 95% interval of each metric by resampling patients, with all their images.
 
     Parameters
     ----------
     metrics : sequence of str
-        Keys of :data:`METRICS`.
+        Keys of ``definitions``.
     columns : mapping of str to ndarray, each of shape (N, ...)
     patients : sequence of str
         Patient of each image: images of one are not independent.
     replicates : int
         Resamples; always the same ones for the same patients.
+    definitions : mapping of str to callable
+        Name of a figure -> its value from the columns.
 
     Returns
     -------
@@ -113,7 +119,7 @@ def bootstrap(
         chosen = np.concatenate([members[patient] for patient in random.integers(0, len(members), len(members))])
         resampled = {name: column[chosen] for name, column in columns.items()}
         for name in metrics:
-            values[name].append(METRICS[name](resampled))
+            values[name].append(definitions[name](resampled))
     return {name: _interval(np.array(found)) for name, found in values.items()}
 
 

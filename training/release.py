@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.card import Figure, IntendedUse, ModelCard, Source, card_bytes, read_package
+from models.card import Figure, IntendedUse, ModelCard, SegmenterCard, Source, card_bytes, read_package
 from models.errors import Refusal
 from training.calibrate import REPORT as CALIBRATION
-from training.config import Run, read_json, read_run, sha256
+from training.config import SEGMENTER, Run, RunConfig, read_json, read_run, sha256, verb_of
 from training.evaluate import REPORT as EVALUATION
 from training.export import read_graph
+from training.segmenter_config import SegmenterRun, read_segmenter_run
 
 
 class Credit(BaseModel):
@@ -62,7 +63,7 @@ def read_about(file: Path) -> About:
     return about
 
 
-def _sources(run: Run, about: About) -> tuple[Source, ...]:
+def _sources(run: Run | SegmenterRun, about: About) -> tuple[Source, ...]:
     sources = []
     for domain, (images, patients) in run.trained_on.items():
         if domain not in about.sources:
@@ -71,7 +72,7 @@ def _sources(run: Run, about: About) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def _figures(folder: Path, run: Run, model_sha256: str) -> tuple[Figure, ...]:
+def _figures(folder: Path, run: Run | SegmenterRun, model_sha256: str) -> tuple[Figure, ...]:
     report = read_json(folder / EVALUATION, "The run has no evaluation.json: overread evaluate writes it.")
     if report.get("model_sha256") != model_sha256:
         raise Refusal("config_invalid", "The evaluation is of another export: evaluate again.")
@@ -81,20 +82,22 @@ def _figures(folder: Path, run: Run, model_sha256: str) -> tuple[Figure, ...]:
         figures = tuple(Figure.model_validate(figure) for figure in report.get("figures", ()))
     except ValidationError as error:
         raise Refusal("config_invalid", "evaluation.json of the run does not validate.") from error
-    measured = {(figure.domain, figure.held_out) for figure in figures if figure.metric == "auroc" and figure.subgroup == "all"}
+    classifies = isinstance(run.config, RunConfig)
+    main = "auroc" if classifies else "foreground_iou"
+    measured = {(figure.domain, figure.held_out) for figure in figures if figure.metric == main and figure.subgroup == "all"}
     for domain in run.config.domains:
-        for held_out in ("patients", "domain") if len(run.config.domains) > 1 else ("patients",):
+        for held_out in ("patients", "domain") if classifies and len(run.config.domains) > 1 else ("patients",):
             if (domain, held_out) not in measured:
                 raise Refusal("config_invalid", f"No figure for the domain {domain}, held out: {held_out}.")
     return figures
 
 
-def make_card(folder: Path, name: str, version: str, about: About) -> tuple[ModelCard, bytes]:
+def make_card(folder: Path, name: str, version: str, about: About) -> tuple[ModelCard | SegmenterCard, bytes]:
     """Put the card together from the reports.
 
     Returns
     -------
-    card : ModelCard
+    card : ModelCard or SegmenterCard
     graph : bytes
         ``model.onnx``.
 
@@ -103,13 +106,19 @@ def make_card(folder: Path, name: str, version: str, about: About) -> tuple[Mode
     Refusal
         ``config_invalid`` on any gap: a report that is missing, incomplete, or of another file.
     """
-    run, graph = read_run(folder), read_graph(folder)
+    run: Run | SegmenterRun
+    kind: type[ModelCard | SegmenterCard]
+    if verb_of(folder) == SEGMENTER:
+        run, kind, task = read_segmenter_run(folder), SegmenterCard, "segmentation"
+    else:
+        run, kind, task = read_run(folder), ModelCard, "classification"
+    graph = read_graph(folder)
     digest = sha256(graph)
     calibration = read_json(folder / CALIBRATION, "The run has no calibration.json: overread calibrate writes it.")
     if calibration.get("model_sha256") != digest:
         raise Refusal("config_invalid", "The calibration is of another export: calibrate again.")
     document: dict[str, Any] = {
-        "schema_version": 1, "name": name, "version": version, "task": "classification",
+        "schema_version": 1, "name": name, "version": version, "task": task,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "model_sha256": digest, "card_sha256": "0" * 64,
         "input": run.config.input, "intended_use": about.intended_use, "evaluation": _figures(folder, run, digest),
         "training": {
@@ -119,14 +128,14 @@ def make_card(folder: Path, name: str, version: str, about: About) -> tuple[Mode
         **{part: calibration.get(part) for part in ("output", "calibration", "triage")},
     }  # fmt: skip
     try:
-        return ModelCard.model_validate(document), graph
+        return kind.model_validate(document), graph
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise Refusal("config_invalid", f"The card's field {where}: {first['msg']}.") from error
 
 
-def release(card: ModelCard, graph: bytes, package: Path) -> bool:
+def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path) -> bool:
     """Write a model package, unless there is one.
 
     Returns

@@ -159,7 +159,10 @@ def _read(number: int, record: dict[str, str], folder: Path, config: SegmenterCo
         digest.update(raw)
         label_map = _label_map(folder / record["label_map"], rows, columns, number)
     if record.get("points"):
-        annotation = read_annotation(folder / record["points"], rows, columns)
+        try:
+            annotation = read_annotation(folder / record["points"], rows, columns)
+        except Refusal as refusal:
+            raise _invalid(number, f"in its annotation, {refusal.detail}") from refusal
         digest.update((folder / record["points"]).read_bytes())
     elif label_map is not None:
         annotation = simulate_points(label_map, config.seed)
