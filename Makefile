@@ -21,7 +21,7 @@ help:  ## Show this list
 	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,build,train,dev]'
 	touch $@
 
-serve: .venv/.done  ## Serve the shipped model on 127.0.0.1:3000 (HOST, PORT)
+serve: .venv/.done  ## Serve the shipped models on 127.0.0.1:3000 (HOST, PORT)
 	.venv/bin/overread serve --host $(HOST) --port $(PORT)
 
 test: lint types contracts unit  ## Lint, types, contracts and tests

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
-from models.card import ModelCard, read_package
+from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ModelCard, SegmenterCard, read_package
 from models.errors import Refusal
 from models.image import Image
 from models.imaging import read_image
@@ -41,8 +41,8 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are refused unread: no single image that is taken needs as much."""
 
 
-def load_model(folder: Path) -> AnyPredictor:
-    """Load the model package in ``folder``, of whatever kind it is.
+def open_package(folder: Path) -> tuple[ModelCard | SegmenterCard, Graph, str]:
+    """Return the card, the graph and the identity of the model package in ``folder``, of whatever kind it is.
 
     Raises
     ------
@@ -50,12 +50,18 @@ def load_model(folder: Path) -> AnyPredictor:
         ``package_invalid`` if anything in it is not exactly as released.
     """
     card, graph, sha256 = read_package(folder)
+    return card, Graph(graph, outputs=GRAPH_OUTPUTS if isinstance(card, ModelCard) else SEGMENTER_OUTPUTS), sha256
+
+
+def load_model(folder: Path) -> AnyPredictor:
+    """Load the model package in ``folder``; refused as :func:`open_package` says."""
+    card, graph, sha256 = open_package(folder)
     if isinstance(card, ModelCard):
-        return Predictor(card, Graph(graph), sha256)
-    # Here, because what separates objects and measures them takes most of a second to import, and a classifier needs none of it
+        return Predictor(card, graph, sha256)
+    # Here, because what separates objects takes a quarter of a second to import, and a classifier needs none of it
     from models.segmenter import SegmenterPredictor
 
-    return SegmenterPredictor.load(folder)
+    return SegmenterPredictor(card, graph, sha256)
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:

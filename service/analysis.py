@@ -17,7 +17,7 @@ from models.predictor import Predictor
 from models.preprocess import check_accepted, preprocess
 from models.triage import Judgement, judge
 from service.access import Access
-from service.answers import Reply, card_of, reply
+from service.answers import Reply, card_of
 from service.engine import Engine
 from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
@@ -144,7 +144,7 @@ class Site:
         return Analysis(stored, predictor, uid, limits, digest, known[1] if known else None, extras, media_type)
 
     def conclude(self, analysis: Analysis) -> Reply:
-        """Commit an analysis, then make its answer; blocking, for the engine's thread that commits.
+        """Commit an analysis, then decide its answer; blocking, for the engine's thread that commits.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class Site:
         else:
             self.telemetry.repeated.labels(analysis.predictor.card.name).inc()
         card = analysis.predictor.card
-        return reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
+        return Reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
 
     def _predictor(self, model: str | None) -> AnyPredictor:
         name = model or next(iter(self.predictors))
@@ -232,7 +232,7 @@ class Site:
         if stored is None or latest is None:
             raise Refusal("not_found", "There is no result of that id.")
         card = card_of(stored)
-        return reply(stored, card, latest[0], latest[1], Extras(), Wanted(accept=accept).media_type(card))
+        return Reply(stored, card, latest[0], latest[1], Extras(), Wanted(accept=accept).media_type(card))
 
 
 def _uid(image: Image) -> str | None:

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from models.card import AnyCard, ModelCard, SegmenterCard
 from models.triage import REASONS, Judgement, called_objects, positives
-from service.negotiation import GEOJSON, JSON
+from service.negotiation import GEOJSON
 from service.schemas import (
     Answer,
     Extras,
@@ -27,38 +27,16 @@ _CARD: TypeAdapter[ModelCard | SegmenterCard] = TypeAdapter(AnyCard)
 _DOUBTS = ("predicted_loss", "loss_percentile", "domain_distance", "domain_percentile", "entropy")
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer and its media type."""
-
-    document: BaseModel | dict[str, Any]
-    media_type: str = JSON
-
-    def text(self) -> str:
-        """Return the answer as it is sent."""
-        if isinstance(self.document, SegmentationAnswer):
-            return self.document.model_dump_json()  # some thousand polygons: a tenth of the other's time
-        document = self.document.model_dump(mode="json") if isinstance(self.document, BaseModel) else self.document
-        # allow_nan=False: a value that is not a number must fail here, not become null.
-        return json.dumps(document, allow_nan=False)
-
-
 def card_of(stored: Stored) -> ModelCard | SegmenterCard:
     """Return the card of the model that made a result."""
     return _CARD.validate_python(stored.model["card"])
 
 
-def reply(
-    stored: Stored,
-    card: ModelCard | SegmenterCard,
-    uid: str | None,
-    judgement: Judgement,
-    extras: Extras,
-    media_type: str,
-) -> Reply:
-    """Put an answer together.
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is decided, and not yet written down.
 
-    Parameters
+    Attributes
     ----------
     stored : Stored
     card : ModelCard or SegmenterCard
@@ -70,59 +48,75 @@ def reply(
     media_type : str
         One of those of :func:`service.wanted.offers`.
     """
-    if isinstance(card, ModelCard):
-        return Reply(_classification(stored, card, uid, judgement, extras))
-    if media_type == GEOJSON:
-        return Reply(_collection(stored, card.output.label, judgement), GEOJSON)
-    return Reply(_segmentation(stored, card, uid, judgement, extras))
+
+    stored: Stored
+    card: ModelCard | SegmenterCard
+    uid: str | None
+    judgement: Judgement
+    extras: Extras
+    media_type: str
+
+    @property
+    def slow(self) -> bool:
+        """Whether it takes long to write down: some thousand polygons may be in it."""
+        return isinstance(self.card, SegmenterCard)
+
+    def text(self) -> str:
+        """Return the answer as it is sent."""
+        if isinstance(self.card, ModelCard):
+            document = _classification(self, self.card).model_dump(mode="json")
+        elif self.media_type == GEOJSON:
+            document = _collection(self, self.card)
+        else:
+            return _segmentation(self, self.card).model_dump_json()  # in a tenth of the other's time
+        # allow_nan=False: a value that is not a number must fail here, not become null.
+        return json.dumps(document, allow_nan=False)
 
 
-def _head(stored: Stored, card: ModelCard | SegmenterCard, uid: str | None, judgement: Judgement) -> dict[str, Any]:
-    row, model = stored.result, stored.model
+def _head(reply: Reply) -> dict[str, Any]:
+    row, model, judgement = reply.stored.result, reply.stored.model, reply.judgement
     return {
         "result_id": row["id"],
         "image_sha256": row["image_sha256"],
-        "sop_instance_uid": uid,
+        "sop_instance_uid": reply.uid,
         "model": ModelBlock(
             name=model["name"],
             version=model["version"],
             sha256=model["sha256"],
             provider=row["provider"],
-            intended_use=card.intended_use.model_dump(),
+            intended_use=reply.card.intended_use.model_dump(),
         ),
-        "task": card.task,
+        "task": reply.card.task,
         "verdict": judgement.verdict,
         "reasons": [Reason(code=code, message=REASONS[code]) for code in judgement.reasons],
     } | {name: row[name] for name in _DOUBTS}
 
 
-def _classification(stored: Stored, card: ModelCard, uid: str | None, judgement: Judgement, extras: Extras) -> Answer:
-    called = positives(stored.prediction, card, judgement.verdict)
+def _classification(reply: Reply, card: ModelCard) -> Answer:
+    called = positives(reply.stored.prediction, card, reply.judgement.verdict)
     return Answer(
-        **_head(stored, card, uid, judgement),
+        **_head(reply),
         findings=[
             FindingAnswer(
                 label=item.label,
-                probability=stored.result["probabilities"][item.label],
+                probability=reply.stored.result["probabilities"][item.label],
                 operating_point=item.operating_point,
                 positive=called[item.label],
             )
             for item in card.output.findings
         ],
-        heatmap=extras.heatmap,
+        heatmap=reply.extras.heatmap,
     )
 
 
-def _segmentation(
-    stored: Stored, card: SegmenterCard, uid: str | None, judgement: Judgement, extras: Extras
-) -> SegmentationAnswer:
-    record = unpack(stored.result["segmentation"])
-    refused = judgement.verdict == "refuse"
+def _segmentation(reply: Reply, card: SegmenterCard) -> SegmentationAnswer:
+    record, extras = unpack(reply.stored.result["segmentation"]), reply.extras
+    refused = reply.judgement.verdict == "refuse"
     regions = extras.regions
     if refused and regions is not None:
         regions = [RegionAnswer(name=region.name, quantities=None) for region in regions]
     return SegmentationAnswer(
-        **_head(stored, card, uid, judgement),
+        **_head(reply),
         region=record.region,
         object_label=card.output.label,
         objects=[] if refused else record.objects,
@@ -135,15 +129,14 @@ def _segmentation(
     )
 
 
-def _collection(stored: Stored, label: str, judgement: Judgement) -> dict[str, Any]:
+def _collection(reply: Reply, card: SegmenterCard) -> dict[str, Any]:
     from models.geojson import feature_collection
 
-    segmentation = restore(stored.result)
+    segmentation, judgement = restore(reply.stored.result), reply.judgement
     called = replace(segmentation, objects=called_objects(segmentation.objects, judgement.verdict))
-    collection = feature_collection(called, label)
     # Members that GeoJSON does not know are allowed in it (RFC 7946, section 6.1), and passed over by QuPath.
-    return collection | {
-        "result_id": stored.result["id"],
+    return feature_collection(called, card.output.label) | {
+        "result_id": reply.stored.result["id"],
         "verdict": judgement.verdict,
         "reasons": list(judgement.reasons),
     }

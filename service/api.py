@@ -21,7 +21,7 @@ from service.analysis import Site
 from service.answers import Reply
 from service.openapi import document
 from service.page import page
-from service.schemas import RETRY_AFTER, Answer, Status, problem
+from service.schemas import RETRY_AFTER, Status, problem
 from service.telemetry import logger
 from service.wall import check_host, read_upload
 from service.wanted import PARAMETERS, read_wanted
@@ -49,8 +49,7 @@ def _accept(request: Request) -> str:
 
 
 async def _send(reply: Reply) -> Response:
-    # Some thousand polygons take a while to write down, and the loop has others to answer.
-    text = reply.text() if isinstance(reply.document, Answer) else await asyncio.to_thread(reply.text)
+    text = await asyncio.to_thread(reply.text) if reply.slow else reply.text()
     return Response(text, media_type=reply.media_type, headers={"vary": "Accept"})
 
 

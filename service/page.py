@@ -20,7 +20,9 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; bo
 
 _EXAMPLE = """overread example --out .
 curl -s -H 'Content-Type: application/dicom' --data-binary @chest-phantom.dcm \\
-  http://127.0.0.1:3000/v1/predict"""
+  http://127.0.0.1:3000/v1/predict
+curl -s -H 'Content-Type: image/png' -H 'Accept: application/geo+json' --data-binary @tissue-phantom.png \\
+  'http://127.0.0.1:3000/v1/predict?model=nuclei'"""
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -73,7 +75,8 @@ def page() -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Overread</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body><h1>Overread {escape(api['info']['version'])}</h1>"
-        f"<p>{escape(api['info']['description'])} Send a chest X-ray:</p><pre>{escape(_EXAMPLE)}</pre>"
+        f"<p>{escape(api['info']['description'])} Send a chest X-ray, or a stained slide where such a model is loaded:</p>"
+        f"<pre>{escape(_EXAMPLE)}</pre>"
         '<p>The same as a document: <a href="/v1/openapi.json">/v1/openapi.json</a>. '
         'The models and their cards: <a href="/v1/models">/v1/models</a>.</p>'
         f"{operations}<h1>Documents</h1>{schemas}</body></html>"

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from models.batch import load_model
+from models.batch import open_package
 from models.card import ModelCard, SegmenterCard
 from models.example import write_examples
 from service.access import Access, check_bind
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     settings = read_settings()
     check_bind(options.host, Access.read(settings.tokens))
-    cards = [load_model(folder).card for folder in settings.models]
+    cards = [open_package(folder)[0] for folder in settings.models]
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"
     print(

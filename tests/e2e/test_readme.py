@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import shipped_models
 from tests.conftest import ROOT, Server, require
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 URL = "http://127.0.0.1:3000"
-MODEL = ROOT / "models" / "zoo" / "cxr-pneumonia"
 
 
 @pytest.fixture(scope="module")
 def live(start_server: Callable[..., Server]) -> Server:
-    return start_server(MODEL)
+    return start_server(*shipped_models())
 
 
 def run(block: str, live: Server, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -86,6 +86,9 @@ def test_a_wrong_block_is_seen(live: Server, tmp_path: Path) -> None:
 
 
 def test_the_line_printed_at_the_start_works(live: Server, tmp_path: Path) -> None:
-    (line,) = [line for line in live.log.read_text().splitlines() if line.startswith("  curl ")]
+    line, *others = [line for line in live.log.read_text().splitlines() if line.startswith("  curl ")]
     answer = json.loads(run(line, live, tmp_path).stdout)
     assert answer["findings"][0]["label"] == "pneumonia"
+    assert len(others) == len(shipped_models()) - 1
+    for other in others:
+        assert json.loads(run(other, live, tmp_path).stdout)["quantities"]["count"] > 0

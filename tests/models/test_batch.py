@@ -9,8 +9,11 @@ import pytest
 
 from models.batch import MAX_FILE_BYTES, main
 from models.errors import Refusal
+from models.example import tissue_phantom
 from models.imaging import read_image
 from models.predictor import Predictor
+from models.segmenter import SegmenterPredictor
+from models.triage import Judgement
 
 
 @pytest.fixture
@@ -75,3 +78,59 @@ def test_misuse_is_refused(
     with pytest.raises(Refusal) as refusal:
         main([*arguments, "--model", str(package)])
     assert refusal.value.code == code
+
+
+@pytest.fixture
+def tissue(tmp_path: Path) -> Path:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    (slides / "tissue.png").write_bytes(tissue_phantom())
+    (slides / "broken.png").write_bytes(tissue_phantom()[:300])
+    return slides
+
+
+def test_a_segmenter_gives_rows_too(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = make_segmenter(), tmp_path / "results.csv"
+    assert main([str(tissue), "--out", str(out), "--model", str(folder)]) == 1
+    broken, row = csv.DictReader(out.read_text().splitlines())
+    assert broken["error"] == "not_decodable"
+    found, _ = SegmenterPredictor.load(folder).predict(read_image(tissue_phantom()))
+    assert int(row["count"]) == len(found.objects) > 20
+    assert row["density_per_mm2"] == ""
+    assert float(row["density_per_megapixel"]) == pytest.approx(int(row["count"]) / 512**2 * 1e6)
+    assert 0.05 < float(row["area_fraction"]) < 0.4
+    assert float(row["predicted_loss"]) == found.predicted_loss
+    assert row["verdict"] in {"accept", "review"}
+    assert "objects" not in row
+
+
+def test_objects_are_written_where_asked(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    out, objects = tmp_path / "results.jsonl", tmp_path / "new" / "objects"
+    assert main([str(tissue), "--out", str(out), "--model", str(make_segmenter()), "--objects", str(objects)]) == 1
+    _, row = (json.loads(line) for line in out.read_text().splitlines())
+    (written,) = objects.iterdir()
+    assert written.name == f"tissue.png-{row['image_sha256'][:12]}.geojson"
+    collection = json.loads(written.read_text())
+    rings = [feature["geometry"]["coordinates"][0][:-1] for feature in collection["features"]]
+    assert rings == [item["polygon"] for item in row["objects"]]
+    assert len(rings) == row["count"] == row["quantities"]["count"]
+    assert row["tiles"]
+
+
+def test_under_refuse_no_object_is_called(
+    tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, objects = tmp_path / "results.jsonl", tmp_path / "objects"
+    monkeypatch.setattr("models.batch.judge", lambda *_: Judgement("refuse", ("out_of_domain",)))
+    main([str(tissue / "tissue.png"), "--out", str(out), "--model", str(make_segmenter()), "--objects", str(objects)])
+    row = json.loads(out.read_text())
+    assert (row["verdict"], row["objects"], row["count"], row["quantities"]) == ("refuse", [], None, None)
+    (written,) = objects.iterdir()
+    assert json.loads(written.read_text())["features"] == []
+
+
+def test_a_classifier_has_no_objects_to_write(folder: Path, package: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as refusal:
+        main([str(folder), "--out", str(tmp_path / "r.csv"), "--model", str(package), "--objects", str(tmp_path / "o")])
+    assert refusal.value.code == "config_invalid"
+    assert not (tmp_path / "o").exists()

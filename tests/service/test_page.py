@@ -11,6 +11,8 @@ from service.access import ACCESS
 from service.api import HEADERS
 from service.openapi import document
 from service.page import page
+from service.wanted import PARAMETERS
+from tests.conftest import ROOT
 
 LOADING = {"src", "srcset", "data", "poster", "action", "formaction", "background", "ping", "manifest"}
 LOADERS = {
@@ -96,3 +98,9 @@ def test_a_browser_is_told_to_load_nothing() -> None:
     assert policy["default-src"] == "'none'"
     assert not any(name.endswith("-src") and name not in {"default-src", "style-src"} for name in policy)
     assert policy["frame-ancestors"] == policy["form-action"] == policy["base-uri"] == "'none'"
+
+
+def test_every_query_parameter_is_documented() -> None:
+    described = {item["name"] for item in document()["paths"]["/v1/predict"]["post"]["parameters"]}
+    table = (ROOT / "docs" / "http.md").read_text().partition("| parameter |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)=", table, re.MULTILINE)) == described == PARAMETERS

@@ -8,7 +8,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from tests.service.discs import GEO, SIDE, ask, check, draw_discs, png_of, refusal, send, square
+from tests.service.discs import DISC_PNG, GEO, SIDE, ask, check, draw_discs, png_of, refusal, send, square
 
 
 @pytest.mark.parametrize(
