@@ -159,6 +159,9 @@ def has_colour(rgb: NDArray[Any], span: float) -> bool:
     """
     coloured = 0
     for strip in np.array_split(rgb, max(1, rgb.shape[0] // 256)):
-        difference = strip.max(axis=2).astype(np.float64) - strip.min(axis=2)
+        # Planes against each other: a reduction along the short last axis takes ten times as long
+        red, green, blue = np.moveaxis(strip, 2, 0)
+        most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+        difference = most.astype(np.float64) - least
         coloured += int(np.count_nonzero(difference > COLOUR_DIFFERENCE * span))
     return bool(coloured > COLOUR_FRACTION * rgb.shape[0] * rgb.shape[1])

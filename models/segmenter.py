@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from models import uncertainty
 from models.card import SEGMENTER_OUTPUTS, Calibration, SegmenterCard, read_package
@@ -18,7 +17,7 @@ from models.objects import Segmentation, TileDoubt
 from models.predictor import Graph
 from models.preprocess import in_channels, intensity_range, standardise
 from models.quiet import silence_readers
-from models.separation import objects, separate
+from models.separation import detect
 from models.tiles import Tiling
 
 BATCH = 8
@@ -89,7 +88,9 @@ class SegmenterPredictor:
         corners = tiling.corners()
         runs = []
         for first in range(0, len(corners), BATCH):
-            tiles = standardise(tiling.cut(shown, corners[first : first + BATCH]), low, high, spec)
+            tiles = standardise(
+                tiling.cut(shown, corners[first : first + BATCH]).astype(np.float32), float(low), float(high), spec
+            )
             planes = tiles[:, None] if tiles.ndim == 3 else tiles.transpose(0, 3, 1, 2)
             runs.append(self.graph.values(np.ascontiguousarray(planes, np.float32)))
         maps, features, scores, distances = (np.concatenate(part) for part in zip(*runs, strict=True))
@@ -97,12 +98,12 @@ class SegmenterPredictor:
             if not np.isfinite(values).all():
                 raise Refusal("model_output_invalid", f"The model's output {name} holds a value that is not finite.")
         logits = tiling.blend(maps[:, 0]) / np.float32(calibration.temperature)
-        foreground = expit(logits)
-        labels = separate(foreground, self.card.output)
+        foreground, entropy = _probabilities(logits)
+        labels, found = detect(foreground, self.card.output, (x, y))
         doubts = _doubts(tiling, (x, y), scores, distances, calibration)
         loss_score, distance = scores.mean(dtype=np.float64), distances.mean(dtype=np.float64)
         segmentation = Segmentation(
-            objects=objects(labels, foreground, (x, y)),
+            objects=found,
             label_image=labels,
             tiles=doubts,
             predicted_loss=float(np.mean([tile.predicted_loss for tile in doubts])),
@@ -110,7 +111,7 @@ class SegmenterPredictor:
             loss_percentile=float(uncertainty.percentile(loss_score[None], calibration.loss_quantiles)[0]),
             domain_distance=float(distance),
             domain_percentile=float(uncertainty.percentile(distance[None], calibration.domain_quantiles)[0]),
-            entropy=_entropy(logits),
+            entropy=entropy,
             features=features.mean(axis=0, dtype=np.float64).astype(np.float32),
             origin=(x, y),
         )
@@ -206,8 +207,11 @@ def _doubts(
     return tuple(TileDoubt(x + origin[0], y + origin[1], width, height, *doubt) for (x, y, width, height), *doubt in columns)
 
 
-def _entropy(logits: NDArray[np.float32]) -> float:
-    """Return the mean over the pixels of the entropy of the foreground probability, in nats, from its logit."""
+def _probabilities(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Return the foreground probabilities of logits, and the mean over the pixels of their entropy, in nats."""
     size = np.abs(logits)
-    # -p log p - (1 - p) log(1 - p) with p = 1 / (1 + exp(-|logit|)): finite however large the logit is
-    return float(np.mean(np.log1p(np.exp(-size)) + size * expit(-size), dtype=np.float64))
+    small = np.exp(-size)
+    rare = small / (1 + small)  # the probability of the less likely: no exponent overflows
+    # -p log p - (1 - p) log(1 - p), in terms of the logit: finite however large it is
+    entropy = np.mean(np.log1p(small) + size * rare, dtype=np.float64)
+    return np.where(logits < 0, rare, 1 - rare), float(entropy)

@@ -13,6 +13,9 @@ from models.objects import DetectedObject
 
 Labels = NDArray[np.int32]
 
+FAR = 180
+"""Pixels. Squares of up to twice this distance fit into 16 bits: sqrt(2 * 180**2) < 256."""
+
 
 def separate(foreground: NDArray[np.float32], spec: ObjectSpec) -> Labels:
     """Find the objects in a map of foreground probabilities.
@@ -35,19 +38,49 @@ def separate(foreground: NDArray[np.float32], spec: ObjectSpec) -> Labels:
     and Meyer's watershed, as scikit-image has it). A gap smaller than ``min_area`` is filled before the distance is taken: a
     pale spot in an object would split it. What an object encloses afterwards belongs to it.
     """
-    mask = _without_gaps(foreground >= spec.threshold, spec.min_area)
-    distance = ndimage.distance_transform_edt(mask).astype(np.float32)
-    if spec.smoothing > 0:
-        distance = ndimage.gaussian_filter(distance, spec.smoothing) * mask
-    peaks = peak_local_max(distance, min_distance=spec.peak_distance, exclude_border=False)  # type: ignore[no-untyped-call]
-    markers = np.zeros(mask.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(-distance, markers, mask=mask, connectivity=1)  # type: ignore[no-untyped-call]
-    # A part whose peak lay too near to the higher peak of another part was not flooded: it is an object of its own
-    rest, _ = ndimage.label(mask & (labels == 0))
-    labels[rest > 0] = rest[rest > 0] + len(peaks)
-    labels[np.bincount(labels.ravel())[labels] < spec.min_area] = 0
-    return _in_order(_filled(labels))
+    return detect(foreground, spec, (0, 0))[0]
+
+
+def detect(
+    foreground: NDArray[np.float32], spec: ObjectSpec, origin: tuple[int, int]
+) -> tuple[Labels, tuple[DetectedObject, ...]]:
+    """Find the objects as :func:`separate` does, and describe them.
+
+    Parameters
+    ----------
+    foreground : ndarray, float32, shape (rows, columns)
+        Probabilities.
+    spec : ObjectSpec
+    origin : (int, int), pixels
+        (x, y) of the map's corner in the image.
+
+    Returns
+    -------
+    labels : ndarray, int32, shape (rows, columns)
+    objects : tuple of DetectedObject
+        In the order of their labels.
+    """
+    labels = _in_order(_flooded(foreground, spec), spec.min_area)
+    owners, polygons = outlines(labels)
+    enclosing = np.unique(owners[1:][owners[1:] == owners[:-1]])
+    if len(enclosing):
+        labels = _in_order(_filled(labels, enclosing), spec.min_area)
+        owners, polygons = outlines(labels)
+    return labels, describe(labels, polygons, foreground, origin)
+
+
+def describe(
+    labels: Labels, polygons: list[NDArray[np.float64]], foreground: NDArray[np.float32], origin: tuple[int, int]
+) -> tuple[DetectedObject, ...]:
+    """Describe objects without holes by their outlines, in the order of their labels; the rest as in :func:`detect`."""
+    inside = np.flatnonzero(labels)
+    owners = labels.ravel()[inside]
+    areas = np.bincount(owners)[1:]
+    scores = np.bincount(owners, weights=foreground.ravel()[inside])[1:] / areas
+    return tuple(
+        DetectedObject(polygon + origin, float(area), float(score))
+        for polygon, area, score in zip(polygons, areas, np.clip(scores, 0.0, 1.0), strict=True)
+    )
 
 
 def outlines(labels: Labels) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
@@ -87,31 +120,63 @@ def outlines(labels: Labels) -> tuple[NDArray[np.int64], list[NDArray[np.float64
     return owners[walk[firsts]], np.split(corners, np.cumsum(counts)[:-1])
 
 
-def objects(labels: Labels, foreground: NDArray[np.float32], origin: tuple[int, int]) -> tuple[DetectedObject, ...]:
-    """Describe every object.
+def _flooded(foreground: NDArray[np.float32], spec: ObjectSpec) -> Labels:
+    """Threshold, and separate what touches; labels in no order."""
+    mask = _without_gaps(foreground >= spec.threshold, spec.min_area)
+    distance = distance_to_background(mask)
+    if spec.smoothing > 0:
+        distance = ndimage.gaussian_filter(distance, spec.smoothing) * mask
+    peaks = peak_local_max(distance, min_distance=spec.peak_distance, exclude_border=False)  # type: ignore[no-untyped-call]
+    labels: Labels = ndimage.label(mask, output=np.int32)[0]
+    parts = labels[tuple(peaks.T)]
+    # Only a part with several peaks has to be flooded. One without any, because its own lay too near to another part's, is an
+    # object too
+    several = (np.bincount(parts, minlength=labels.max() + 1) > 1)[labels]
+    markers = np.zeros(mask.shape, np.int32)
+    markers[tuple(peaks.T)] = np.arange(labels.max() + 1, labels.max() + 1 + len(peaks))
+    flooded = watershed(-distance, markers * several, mask=several, connectivity=1)  # type: ignore[no-untyped-call]
+    return np.where(several, flooded, labels)
+
+
+def distance_to_background(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return every pixel's Euclidean distance to the nearest pixel of the background, exactly.
 
     Parameters
     ----------
-    labels : ndarray, int32, shape (rows, columns)
-        As :func:`separate` returns it.
-    foreground : ndarray, float32, shape (rows, columns)
-        Probabilities.
-    origin : (int, int), pixels
-        (x, y) of the map's corner in the image.
+    mask : ndarray of bool, shape (rows, columns)
+        The foreground. What lies beyond the image is not background.
 
     Returns
     -------
-    tuple of DetectedObject
-        In the order of their labels.
+    ndarray, float32, shape (rows, columns), pixels
+        Constant where there is no background at all.
+
+    Notes
+    -----
+    First along the columns, then the least of square sums along the rows, as far as any distance reaches. Objects are small, so
+    this is a few passes over 16-bit numbers, in half the time of scipy's, which is used where a distance reaches :data:`FAR`.
+
+    References
+    ----------
+    Saito and Toriwaki, "New algorithms for Euclidean distance transformation of an n-dimensional digitized picture with
+    applications", Pattern Recognition 27(11), 1994.
     """
-    _, polygons = outlines(labels)
-    inside = labels > 0
-    areas = np.bincount(labels[inside])[1:]
-    scores = np.bincount(labels[inside], weights=foreground[inside])[1:] / areas
-    return tuple(
-        DetectedObject(polygon + origin, float(area), float(score))
-        for polygon, area, score in zip(polygons, areas, np.clip(scores, 0.0, 1.0), strict=True)
-    )
+    if mask.all():
+        return np.ones(mask.shape, np.float32)
+    size = len(mask)
+    rows = np.arange(size, dtype=np.int32)[:, None]
+    above = rows - np.maximum.accumulate(np.where(mask, np.int32(-FAR), rows), axis=0)
+    below = np.minimum.accumulate(np.where(mask, np.int32(size + FAR), rows)[::-1], axis=0)[::-1] - rows
+    column = np.minimum(np.minimum(above, below), FAR).astype(np.uint16)
+    column *= column
+    squares, shifted = column.copy(), np.empty_like(column)
+    for step in range(1, FAR):
+        if step**2 >= squares.max():
+            return np.sqrt(squares, dtype=np.float32)
+        np.add(column, np.uint16(step**2), out=shifted)
+        np.minimum(squares[:, step:], shifted[:, :-step], out=squares[:, step:])
+        np.minimum(squares[:, :-step], shifted[:, step:], out=squares[:, :-step])
+    return np.asarray(ndimage.distance_transform_edt(mask), np.float32)
 
 
 def _without_gaps(mask: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
@@ -123,23 +188,29 @@ def _without_gaps(mask: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
     return np.asarray(mask | small[gaps])
 
 
-def _filled(labels: Labels) -> Labels:
-    """Give every object what it encloses; an object enclosed by another vanishes."""
-    owners, _ = outlines(labels)
+def _filled(labels: Labels, enclosing: NDArray[np.int64]) -> Labels:
+    """Give these objects what they enclose; an object enclosed by another vanishes."""
     boxes = ndimage.find_objects(labels)
-    for label in np.unique(owners[1:][owners[1:] == owners[:-1]]):
+    for label in enclosing:
         part = labels[boxes[label - 1]]
         # The background is connected by sides: a gap closed off by a corner is filled too, or the outline would touch itself
         part[ndimage.binary_fill_holes(part == label)] = label
     return labels
 
 
-def _in_order(labels: Labels) -> Labels:
-    """Renumber the objects 1..N in the order in which reading meets them."""
-    found, first = np.unique(labels[labels > 0], return_index=True)
-    numbers = np.zeros(labels.max(initial=0) + 1, np.int32)
-    numbers[found[np.argsort(first)]] = np.arange(1, len(found) + 1)
-    return np.asarray(numbers[labels], np.int32)
+def _in_order(labels: Labels, min_area: int) -> Labels:
+    """Renumber the objects 1..N in the order in which reading meets them; drop those smaller than ``min_area``."""
+    inside = np.flatnonzero(labels)
+    owners = labels.ravel()[inside]
+    areas = np.bincount(owners, minlength=1)
+    first = np.zeros(len(areas), np.int64)
+    first[owners[::-1]] = inside[::-1]  # of equal indices the last assignment stays: the first pixel
+    kept = np.flatnonzero((areas >= min_area) & (areas > 0))
+    numbers = np.zeros(len(areas), np.int32)
+    numbers[kept[np.argsort(first[kept])]] = np.arange(1, len(kept) + 1)
+    ordered = np.zeros_like(labels)
+    ordered.ravel()[inside] = numbers[owners]
+    return ordered
 
 
 def _sides(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -155,7 +226,8 @@ def _sides(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArra
         (around[:-1, 1:-1], around[1:, 1:-1], 1, (0, 2)),
         (around[1:-1, 1:], around[1:-1, :-1], wide, (1, 3)),
     ):
-        rows, columns = np.nonzero(behind != ahead)
+        places = np.flatnonzero(behind != ahead)
+        rows, columns = np.divmod(places, behind.shape[1])
         low = rows * wide + columns
         for owner, begin, end, turn in (
             (ahead[rows, columns], low, low + step, turns[0]),

@@ -96,8 +96,8 @@ class Tiling:
         across = np.pad(np.arange(self.columns), (margin, behind[1]), mode="reflect")
         tiles = np.empty((len(corners), self.height, self.width, *values.shape[2:]), values.dtype)
         for tile, (top, left) in zip(tiles, corners, strict=True):
-            lines = down[top + margin : top + margin + self.height, None]
-            tile[:] = values[lines, across[left + margin : left + margin + self.width]]
+            lines = values.take(down[top + margin : top + margin + self.height], axis=0)
+            lines.take(across[left + margin : left + margin + self.width], axis=1, out=tile, mode="clip")
         return tiles
 
     def blend(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:

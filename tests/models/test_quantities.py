@@ -9,14 +9,14 @@ import pytest
 
 from models.objects import Segmentation
 from models.quantities import Measured, quantities
-from models.separation import objects
+from models.separation import describe, outlines
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def segmentation(labels: np.ndarray, origin: tuple[int, int] = (0, 0)) -> Segmentation:
     labels = labels.astype(np.int32)
-    found = objects(labels, np.ones(labels.shape, np.float32), origin)
+    found = describe(labels, outlines(labels)[1], np.ones(labels.shape, np.float32), origin)
     doubts = dict.fromkeys(
         ("predicted_loss", "loss_score", "loss_percentile", "domain_distance", "domain_percentile", "entropy"), 0.0
     )

@@ -8,7 +8,7 @@ import shapely
 from scipy import ndimage
 
 from models.card import ObjectSpec
-from models.separation import objects, outlines, separate
+from models.separation import FAR, detect, distance_to_background, outlines, separate
 
 SPEC = ObjectSpec(
     label="nucleus", threshold=0.5, separation="distance_watershed", smoothing=1.0, peak_distance=5, min_area=12, overlap=16,
@@ -51,6 +51,23 @@ def check(labels: np.ndarray) -> None:
         turns = np.diff(np.vstack([polygon, polygon[:2]]), axis=0)
         assert ((turns[:-1] != 0).sum(axis=1) == 1).all()  # along the pixels' sides
         assert ((turns[:-1] * turns[1:]).sum(axis=1) == 0).all()  # every vertex is a corner
+
+
+@pytest.mark.parametrize("shape", [(90, 110), (1, 40), (40, 1), (3, 400)])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98, 0.9999])
+def test_distances_are_exact(shape: tuple[int, int], share: float) -> None:
+    mask = np.random.default_rng(1).random(shape) < share
+    mask[0, 0] = False
+    np.testing.assert_allclose(distance_to_background(mask), ndimage.distance_transform_edt(mask), rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", [FAR // 2, FAR - 1, FAR, FAR + 1, 3 * FAR])
+@pytest.mark.parametrize("corner", [(0, 0), (0, -1), (-1, 0)])
+def test_distances_far_from_any_background_are_exact(side: int, corner: tuple[int, int]) -> None:
+    mask = np.ones((side, side + 7), bool)
+    mask[corner] = False
+    np.testing.assert_allclose(distance_to_background(mask), ndimage.distance_transform_edt(mask), rtol=1e-6)
+    assert len(np.unique(distance_to_background(np.ones((side, 5), bool)))) == 1
 
 
 def test_touching_discs_are_separated() -> None:
@@ -137,10 +154,9 @@ def test_a_pocket_closed_by_a_corner_is_filled() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_outlines_of_noise_are_exact(seed: int, blur: float) -> None:
     foreground = noise(seed, blur=blur)
-    labels = separate(foreground, SPEC.model_copy(update={"min_area": 3, "peak_distance": 3}))
+    labels, found = detect(foreground, SPEC.model_copy(update={"min_area": 3, "peak_distance": 3}), (100, 200))
     assert labels.max() > 5
     check(labels)
-    found = objects(labels, foreground, (100, 200))
     assert len(found) == labels.max()
     for label, item in enumerate(found, start=1):
         assert item.area == np.count_nonzero(labels == label)
@@ -161,7 +177,7 @@ def test_holes_are_told_from_outer_boundaries() -> None:
 
 def test_nothing_is_found_in_nothing_and_one_in_everything() -> None:
     assert separate(np.zeros((30, 40), np.float32), SPEC).max() == 0
-    assert objects(np.zeros((30, 40), np.int32), np.zeros((30, 40), np.float32), (0, 0)) == ()
+    assert detect(np.zeros((30, 40), np.float32), SPEC, (0, 0))[1] == ()
     full = separate(np.ones((30, 40), np.float32), SPEC)
     assert (full == 1).all()
     check(full)
