@@ -132,7 +132,7 @@ def _segmentation(reply: Reply, card: SegmenterCard) -> SegmentationAnswer:
 def _collection(reply: Reply, card: SegmenterCard) -> dict[str, Any]:
     from models.geojson import feature_collection
 
-    segmentation, judgement = restore(reply.stored.result), reply.judgement
+    segmentation, judgement = restore(reply.stored.result, labelled=False), reply.judgement
     called = replace(segmentation, objects=called_objects(segmentation.objects, judgement.verdict))
     # Members that GeoJSON does not know are allowed in it (RFC 7946, section 6.1), and passed over by QuPath.
     return feature_collection(called, card.output.label) | {

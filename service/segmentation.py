@@ -53,15 +53,15 @@ def unpack(packed: bytes) -> SegmentationRecord:
     return SegmentationRecord.model_validate_json(zlib.decompress(packed))
 
 
-def restore(row: Mapping[str, Any]) -> Segmentation:
-    """Return the segmentation of a row of ``results``, all of it as it was made."""
+def restore(row: Mapping[str, Any], *, labelled: bool = True) -> Segmentation:
+    """Return the segmentation of a row of ``results``, as it was made; its label image is empty where it need not be drawn."""
     from skimage.draw import polygon
 
     record = unpack(row["segmentation"])
     x, y, width, height = record.region or (0, 0, row["columns"], row["rows"])
     objects = tuple(DetectedObject(np.array(item.polygon), item.area, item.score) for item in record.objects)
     label_image = np.zeros((height, width), np.int32)
-    for label, item in enumerate(objects, 1):
+    for label, item in enumerate(objects if labelled else (), 1):
         # The outlines follow the sides of pixels, so which centres lie inside is exact
         across, down = (item.polygon - (x + 0.5, y + 0.5)).T
         label_image[polygon(down, across, label_image.shape)] = label  # type: ignore[no-untyped-call]

@@ -103,6 +103,9 @@ def test_geojson(caller: Any) -> None:
     rings = [feature["geometry"]["coordinates"][0] for feature in collection["features"]]
     assert [ring[:-1] for ring in rings] == [item["polygon"] for item in plain["objects"]]
     assert {feature["properties"]["classification"]["name"] for feature in collection["features"]} == {"nucleus"}
+    # A header may come in several lines
+    lines = [("content-type", "image/png"), ("accept", "text/html"), ("accept", "application/geo+json")]
+    assert caller.request("POST", "/v1/predict?model=nuclei", content=DISC_PNG, headers=lines).json() == collection
     # A browser's or a tool's usual header means JSON
     assert check(ask(caller, accept="text/html,*/*;q=0.8")) == plain
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from models.errors import Refusal
-from models.example import chest_phantom
+from models.example import chest_phantom, tissue_phantom
 from service import serve
 
 
@@ -42,6 +42,25 @@ def test_the_printed_line_names_a_file_that_is_there(started: list[Any], capsys:
     (file,) = [word.removeprefix("@") for word in words if word.startswith("@")]
     assert Path(file).read_bytes() == chest_phantom()
     assert words[-1] == "http://127.0.0.1:3999/v1/predict"
+
+
+def test_a_line_for_each_kind_of_model(
+    started: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: Path,
+    make_package: Callable[..., Path],
+    make_segmenter: Callable[..., Path],
+) -> None:
+    folders = [package, make_package("other"), make_segmenter("nuclei"), make_segmenter("cells")]
+    monkeypatch.setenv("OVERREAD_MODELS", ":".join(map(str, folders)))
+    main("--port", "3999")
+    chest, tissue = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  curl ")]
+    assert chest[-1] == "http://127.0.0.1:3999/v1/predict"
+    assert tissue[-1] == "http://127.0.0.1:3999/v1/predict?model=nuclei"
+    assert "Content-Type: image/png" in tissue
+    (file,) = [word.removeprefix("@") for word in tissue if word.startswith("@")]
+    assert Path(file).read_bytes() == tissue_phantom()
 
 
 def test_workers_and_address_reach_bentoml(started: list[Any]) -> None:
