@@ -179,15 +179,14 @@ class _Frame:
         ring = ring[np.any(ring != np.roll(ring, -1, axis=0), axis=1)]
         if len(ring) < 3:
             _refuse(f"{where}: a polygon needs three vertices that differ.")
-        shape = shapely.Polygon(ring)
-        if not shape.is_valid or not shape.area > 0:
+        if not shapely.Polygon(ring).is_valid:
             _refuse(f"{where}: a polygon crosses or touches itself.")
         return ring
 
 
 def _from_csv(text: str, frame: _Frame) -> Annotation:
     try:
-        reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(StringIO(text), strict=True)
         header = list(reader.fieldnames or ())
         records = list(reader)
     except csv.Error as error:
