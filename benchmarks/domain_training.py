@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.domains import SOURCES, Domains, batches, change, to_tensor
 from models.networks.classifier import Classifier
-from models.networks.domain_distance import grid_statistics
+from models.networks.domain_distance import grid_statistics, stage_statistics
 from models.networks.efficientnet import efficientnet_lite0
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates, use_batch_instance
@@ -213,13 +213,14 @@ class Run:
 @torch.no_grad()
 def outputs(
     network: Classifier, images: NDArray[np.uint8], size: int = 128
-) -> tuple[NDArray[np.float32], list[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return the logits (N, K), the channel means (N, C_i) of every stage, and the grid statistics (N, P, S), in evaluation."""
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Return the logits (N, K), the channel means (N, C_i) of every stage, and what ViewDistance takes, in evaluation."""
     network.eval()
-    logits, stages, grids = [], [], []
+    logits, stages, statistics = [], [], []
     for start in range(0, len(images), size):
         maps = network.stage_maps(to_tensor(images[start : start + size]).contiguous(memory_format=torch.channels_last))
         logits.append(network.classify(network.pool(maps)).numpy())
         stages.append([part.mean(dim=(2, 3)).numpy() for part in maps])
-        grids.append(grid_statistics(maps).numpy())
-    return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*stages, strict=True)], np.concatenate(grids)
+        statistics.append([stage_statistics(maps).numpy(), grid_statistics(maps).numpy()])
+    joined = [[np.concatenate(parts) for parts in zip(*each, strict=True)] for each in (stages, statistics)]
+    return np.concatenate(logits), joined[0], joined[1]

@@ -22,6 +22,7 @@ from benchmarks.domain_training import Method, Recipe, Run, build, outputs
 from benchmarks.domains import SOURCES, Domains, load
 from benchmarks.doubt_scores import Floats, alarm, judge, mahalanobis, mc_dropout, together, vim
 from benchmarks.generalization import MOST, PAGE, RECIPES, SEEDS, Cell, interval
+from models.networks.domain_distance import ViewDistance
 from models.networks.loss_prediction import LossPrediction
 from models.uncertainty import entropy, softmax
 from training.calibrate import cross_entropy, fit_temperature
@@ -114,9 +115,10 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
     head = fit_loss_prediction(means(at(train)), torch.from_numpy(sibling_losses), 1.0, cell.seed, steps)
     own_losses = torch.from_numpy(cross_entropy(logits[validation], data.labels[validation], 1.0))
     own = fit_loss_prediction(means(at(validation)), own_losses, 1.0, cell.seed, steps)
-    distance = fit_distance(statistics[train], [str(name) for name in data.domains[train]])
+    names = [str(name) for name in data.domains[train]]
+    distance = ViewDistance(*(fit_distance(part[train], names) for part in statistics))
     with torch.no_grad():
-        far = distance(torch.from_numpy(statistics)).numpy()
+        far = distance.of(*map(torch.from_numpy, statistics)).numpy()
     loss = predict(head, stages)
     doubts = {
         SERVED: together(loss[target], far[target]),

@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.domain_training import Method, Recipe, Run, build
 from benchmarks.domains import SOURCES, Domains
 from benchmarks.generalization import PAGE, RECIPES
-from models.networks.domain_distance import GRID, DomainDistance
+from models.networks.domain_distance import GRID, DomainDistance, ViewDistance
 from models.networks.normalization import fold_normalization, gates, use_batch_instance
 from training.config import make_config
 from training.export import ServedClassifier, to_onnx
@@ -74,7 +74,7 @@ def training(recipe: Recipe, repeats: int) -> dict[str, np.ndarray]:
 
 def session(network: nn.Module, recipe: Recipe) -> ort.InferenceSession:
     """Return the session of the graph that would be exported."""
-    channels = sum(recipe.widths[:-1])
+    whole, cells = 2 * sum(recipe.widths), sum(recipe.widths[:-1])
     config = make_config(
         seed=0, domains=("a",), leave_out=(), classes=("n", "p"), finding="p", widths=recipe.widths, blocks=recipe.blocks,
         input={
@@ -82,7 +82,10 @@ def session(network: nn.Module, recipe: Recipe) -> ort.InferenceSession:
             "mean": 0.5, "std": 0.25, "modalities": (), "body_parts": (), "views": (), "age_years": None, "min_side": 16,
         },
     )  # fmt: skip
-    distance = DomainDistance(torch.eye(channels).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, channels))
+    distance = ViewDistance(
+        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole)),
+        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells)),
+    )
     _, head = build(drawn(replace(recipe, batch=1)), Method(), recipe)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS
 from models.errors import Refusal
 from models.networks.classifier import Classifier
-from models.networks.domain_distance import DomainDistance, grid_statistics
+from models.networks.domain_distance import DomainDistance, ViewDistance, grid_statistics, stage_statistics
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import fold_normalization
 from models.predictor import Graph
@@ -39,7 +39,7 @@ class ServedClassifier(nn.Module):
     Without a loss prediction module the loss score is the softmax entropy.
     """
 
-    def __init__(self, classifier: Classifier, loss_prediction: LossPrediction | None, distance: DomainDistance) -> None:
+    def __init__(self, classifier: Classifier, loss_prediction: LossPrediction | None, distance: ViewDistance) -> None:
         super().__init__()
         self.classifier = classifier
         self.loss_prediction = loss_prediction
@@ -49,7 +49,7 @@ class ServedClassifier(nn.Module):
         """Return logits (N, K), features (N, D), loss score (N,), domain distance (N,) and heatmap (N, K, h, w)."""
         maps = self.classifier.stage_maps(image)
         features = self.classifier.pool(maps)
-        distance = self.distance(grid_statistics(maps))
+        distance = self.distance(maps)
         logits = self.classifier.classify(features)
         if self.loss_prediction is None:
             likely = torch.log_softmax(logits, dim=1)
@@ -101,11 +101,13 @@ def build(folder: Path, images: ImageSet) -> ServedClassifier:
         Its training split, on which the domain distance is fitted, without augmentation.
     """
     trained = load_weights(folder)
-    parts = [
-        grid_statistics(trained.classifier.stage_maps(torch.from_numpy(images.tensors[start : start + 64])))
-        for start in range(0, len(images.rows), 64)
-    ]
-    distance = fit_distance(torch.cat(parts).numpy(), [row.domain for row in images.rows])
+    whole, grid = [], []
+    for start in range(0, len(images.rows), 64):
+        maps = trained.classifier.stage_maps(torch.from_numpy(images.tensors[start : start + 64]))
+        whole.append(stage_statistics(maps))
+        grid.append(grid_statistics(maps))
+    domains = [row.domain for row in images.rows]
+    distance = ViewDistance(*(fit_distance(torch.cat(parts).numpy(), domains) for parts in (whole, grid)))
     served = None if trained.config.loss_prediction == "none" else trained.loss_prediction
     return ServedClassifier(fold_normalization(trained.classifier), served, distance).eval()
 

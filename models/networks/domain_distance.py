@@ -98,3 +98,30 @@ class DomainDistance(nn.Module):
         whitened = (statistics[:, :, None] @ self.whitening.transpose(1, 2))[:, :, 0]
         squared = (whitened[:, None] - self.centres).square().mean(dim=(2, 3))
         return torch.sqrt(squared.amin(dim=1))
+
+
+class ViewDistance(nn.Module):
+    """Distance of a view that is always taken the same way: root of the mean square of those over the whole image and a grid.
+
+    The whole image tells noise and contrast, which the means in a cell do not; the grid tells what lies where.
+
+    Parameters
+    ----------
+    whole : DomainDistance
+        Of :func:`stage_statistics`.
+    grid : DomainDistance
+        Of :func:`grid_statistics`.
+    """
+
+    def __init__(self, whole: DomainDistance, grid: DomainDistance) -> None:
+        super().__init__()
+        self.whole = whole
+        self.grid = grid
+
+    def of(self, whole: Tensor, grid: Tensor) -> Tensor:
+        """Return the distance (N,) of statistics (N, 1, S) of the whole image and (N, P, S') of the grid."""
+        return torch.sqrt((self.whole(whole).square() + self.grid(grid).square()) / 2)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the distance (N,) of the maps of all stages."""
+        return self.of(stage_statistics(maps), grid_statistics(maps))

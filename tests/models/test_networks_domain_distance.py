@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from models.networks.domain_distance import GRID, DomainDistance, grid_statistics, stage_statistics
+from models.networks.domain_distance import GRID, DomainDistance, ViewDistance, grid_statistics, stage_statistics
 
 
 def test_statistics_are_means_and_deviations_of_every_stage() -> None:
@@ -58,3 +58,11 @@ def test_images_of_a_domain_lie_near_one() -> None:
     at_home = module(torch.randn(500, 4, 50))
     assert abs(float(at_home.mean()) - 1) < 0.02
     assert float(module(torch.randn(1, 4, 50) + 3)) > 2
+
+
+def test_a_view_is_far_by_either_distance() -> None:
+    maps = [torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4, 4)]
+    whole = DomainDistance(torch.eye(14)[None], torch.zeros(1, 1, 14))
+    grid = DomainDistance(torch.eye(3).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, 3))
+    first, second = whole(stage_statistics(maps)), grid(grid_statistics(maps))
+    torch.testing.assert_close(ViewDistance(whole, grid)(maps), torch.sqrt((first**2 + second**2) / 2))

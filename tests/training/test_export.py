@@ -10,7 +10,7 @@ from torch import nn
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS
 from models.errors import Refusal
 from models.networks.classifier import Classifier
-from models.networks.domain_distance import DomainDistance
+from models.networks.domain_distance import DomainDistance, ViewDistance
 from models.networks.loss_prediction import LossPrediction
 from models.predictor import Graph
 from training import export
@@ -54,7 +54,10 @@ def served() -> export.ServedClassifier:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    distance = DomainDistance(torch.randn(16, 112, 112) / 10, torch.randn(2, 16, 112))
+    distance = ViewDistance(
+        DomainDistance(torch.randn(1, 480, 480) / 20, torch.randn(2, 1, 480)),
+        DomainDistance(torch.randn(16, 112, 112) / 10, torch.randn(2, 16, 112)),
+    )
     return export.ServedClassifier(classifier, LossPrediction(classifier.widths), distance).eval()
 
 

@@ -18,7 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from models.errors import Refusal
-from models.networks.domain_distance import GRID, DomainDistance
+from models.networks.domain_distance import GRID, DomainDistance, ViewDistance
 from models.networks.normalization import fold_normalization, gates
 from training import classifier, export, held_out
 from training.classifier import ClassifierTraining, load_weights, sibling
@@ -49,9 +49,12 @@ def train(monkeypatch: pytest.MonkeyPatch, small: dict[str, Any]) -> Callable[[l
     return classifier.main
 
 
-def no_distance() -> DomainDistance:
-    size = sum(WIDTHS[:-1])
-    return DomainDistance(torch.eye(size).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, size))
+def no_distance() -> ViewDistance:
+    whole, cells = 2 * sum(WIDTHS), sum(WIDTHS[:-1])
+    return ViewDistance(
+        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole)),
+        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells)),
+    )
 
 
 def graph(module: ClassifierTraining) -> Counter[str]:

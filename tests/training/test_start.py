@@ -13,7 +13,7 @@ import torch
 
 from models.errors import Refusal
 from models.networks.classifier import Classifier
-from models.networks.domain_distance import GRID, DomainDistance
+from models.networks.domain_distance import GRID, DomainDistance, ViewDistance
 from models.networks.efficientnet import BLOCKS, WIDTHS, efficientnet_lite0, from_published
 from models.networks.normalization import fold_normalization, gates, use_batch_instance
 from models.predictor import Graph
@@ -155,8 +155,11 @@ def test_the_large_backbone_is_exported_with_gates_folded(config: Callable[..., 
     assert use_batch_instance(network) == 49
     with torch.no_grad():
         gates(network)[3].fill_(0.5)
-    size = sum(WIDTHS[:-1])
-    distance = DomainDistance(torch.eye(size).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, size))
+    whole, cells = 2 * sum(WIDTHS), sum(WIDTHS[:-1])
+    distance = ViewDistance(
+        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole)),
+        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells)),
+    )
     served = ServedClassifier(fold_normalization(network.eval()), None, distance).eval()
     images = torch.randn(8, 1, 32, 32)
     assert largest_difference(served, Graph(to_onnx(served, settings)), images.numpy()) <= 1e-4
