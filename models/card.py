@@ -20,11 +20,10 @@ from models.errors import Refusal
 SCHEMA_VERSION = 1
 GRAPH_INPUT = "image"
 GRAPH_OUTPUTS = ("logits", "features", "loss_score", "domain_distance", "heatmap")
-"""Names in the graph: image (N, C, H, W) -> logits (N, K), features (N, D), loss_score (N,), domain_distance (N,),
+"""Names in a classifier's graph: image (N, C, H, W) -> logits (N, K), features (N, D), loss_score (N,), domain_distance (N,),
 heatmap (N, K, h, w); all float32, N dynamic."""
 SEGMENTER_OUTPUTS = ("foreground_logits", "features", "loss_score", "domain_distance")
-"""The same of a segmenter: image (N, C, H, W) -> foreground_logits (N, 1, H, W), features (N, D), loss_score (N,) and
-domain_distance (N,), a tile each; all float32, N dynamic."""
+"""The same of a segmenter, a tile each: foreground_logits (N, 1, H, W) in the place of logits, and no heatmap."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
