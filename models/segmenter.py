@@ -88,11 +88,10 @@ class SegmenterPredictor:
         corners = tiling.corners()
         runs = []
         for first in range(0, len(corners), BATCH):
-            tiles = standardise(
-                tiling.cut(shown, corners[first : first + BATCH]).astype(np.float32), float(low), float(high), spec
-            )
-            planes = tiles[:, None] if tiles.ndim == 3 else tiles.transpose(0, 3, 1, 2)
-            runs.append(self.graph.values(np.ascontiguousarray(planes, np.float32)))
+            tiles = tiling.cut(shown, corners[first : first + BATCH])
+            planes = np.ascontiguousarray(tiles[:, None] if tiles.ndim == 3 else np.moveaxis(tiles, 3, 1))
+            tensor = standardise(planes.astype(np.float32), float(low), float(high), spec)
+            runs.append(self.graph.values(tensor))
         maps, features, scores, distances = (np.concatenate(part) for part in zip(*runs, strict=True))
         for name, values in zip(SEGMENTER_OUTPUTS, (maps, features, scores, distances), strict=True):
             if not np.isfinite(values).all():

@@ -15,6 +15,8 @@ Labels = NDArray[np.int32]
 
 FAR = 180
 """Pixels. Squares of up to twice this distance fit into 16 bits: sqrt(2 * 180**2) < 256."""
+STRIP = 64
+"""Rows that are worked on together: they stay in the processor's cache."""
 
 
 def separate(foreground: NDArray[np.float32], spec: ObjectSpec) -> Labels:
@@ -73,7 +75,7 @@ def describe(
     labels: Labels, polygons: list[NDArray[np.float64]], foreground: NDArray[np.float32], origin: tuple[int, int]
 ) -> tuple[DetectedObject, ...]:
     """Describe objects without holes by their outlines, in the order of their labels; the rest as in :func:`detect`."""
-    inside = np.flatnonzero(labels)
+    inside = np.flatnonzero(labels > 0)
     owners = labels.ravel()[inside]
     areas = np.bincount(owners)[1:]
     scores = np.bincount(owners, weights=foreground.ravel()[inside])[1:] / areas
@@ -131,7 +133,7 @@ def _flooded(foreground: NDArray[np.float32], spec: ObjectSpec) -> Labels:
     parts = labels[tuple(peaks.T)]
     # Only a part with several peaks has to be flooded. One without any, because its own lay too near to another part's, is an
     # object too
-    several = (np.bincount(parts, minlength=labels.max() + 1) > 1)[labels]
+    several = (np.bincount(parts, minlength=labels.max() + 1) > 1).take(labels)
     markers = np.zeros(mask.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(labels.max() + 1, labels.max() + 1 + len(peaks))
     flooded = watershed(-distance, markers * several, mask=several, connectivity=1)  # type: ignore[no-untyped-call]
@@ -163,20 +165,30 @@ def distance_to_background(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """
     if mask.all():
         return np.ones(mask.shape, np.float32)
-    size = len(mask)
-    rows = np.arange(size, dtype=np.int32)[:, None]
-    above = rows - np.maximum.accumulate(np.where(mask, np.int32(-FAR), rows), axis=0)
-    below = np.minimum.accumulate(np.where(mask, np.int32(size + FAR), rows)[::-1], axis=0)[::-1] - rows
-    column = np.minimum(np.minimum(above, below), FAR).astype(np.uint16)
+    column = np.empty(mask.shape, np.uint16)
+    run = np.full(mask.shape[1], FAR, np.uint16)
+    for inside, line in zip(mask, column, strict=True):
+        run = np.minimum(run + 1, FAR) * inside
+        line[:] = run
+    run[:] = FAR
+    for line in column[::-1]:
+        run = np.minimum(run + 1, line)
+        line[:] = run
     column *= column
-    squares, shifted = column.copy(), np.empty_like(column)
-    for step in range(1, FAR):
-        if step**2 >= squares.max():
-            return np.sqrt(squares, dtype=np.float32)
-        np.add(column, np.uint16(step**2), out=shifted)
-        np.minimum(squares[:, step:], shifted[:, :-step], out=squares[:, step:])
-        np.minimum(squares[:, :-step], shifted[:, step:], out=squares[:, :-step])
-    return np.asarray(ndimage.distance_transform_edt(mask), np.float32)
+    distance = np.empty(mask.shape, np.float32)
+    for first in range(0, len(mask), STRIP):
+        squares = column[first : first + STRIP].copy()
+        shifted = np.empty_like(squares)
+        for step in range(1, FAR):
+            if step**2 >= squares.max():
+                break
+            np.add(column[first : first + STRIP], step**2, out=shifted)
+            np.minimum(squares[:, step:], shifted[:, :-step], out=squares[:, step:])
+            np.minimum(squares[:, :-step], shifted[:, step:], out=squares[:, :-step])
+        else:
+            return np.asarray(ndimage.distance_transform_edt(mask), np.float32)
+        np.sqrt(squares, out=distance[first : first + STRIP], dtype=np.float32)
+    return distance
 
 
 def _without_gaps(mask: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
@@ -185,7 +197,7 @@ def _without_gaps(mask: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
     sizes = np.bincount(gaps.ravel())
     small = sizes < most
     small[0] = False
-    return np.asarray(mask | small[gaps])
+    return np.asarray(mask | small.take(gaps))
 
 
 def _filled(labels: Labels, enclosing: NDArray[np.int64]) -> Labels:
@@ -200,7 +212,7 @@ def _filled(labels: Labels, enclosing: NDArray[np.int64]) -> Labels:
 
 def _in_order(labels: Labels, min_area: int) -> Labels:
     """Renumber the objects 1..N in the order in which reading meets them; drop those smaller than ``min_area``."""
-    inside = np.flatnonzero(labels)
+    inside = np.flatnonzero(labels > 0)
     owners = labels.ravel()[inside]
     areas = np.bincount(owners, minlength=1)
     first = np.zeros(len(areas), np.int64)

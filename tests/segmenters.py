@@ -49,7 +49,7 @@ def segmenter_graph(*, poison: dict[str, float] | None = None) -> bytes:
     graph = helper.make_graph(
         nodes,
         "segmenter",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", "C", "H", "W"])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         constants,
     )

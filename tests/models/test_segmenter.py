@@ -281,3 +281,13 @@ def test_doubtful_regions_of_a_predicted_image(predictor: SegmenterPredictor) ->
     for index, one in enumerate((first, *others)):
         for other in others[index:]:
             assert abs(one.x - other.x) >= 60 or abs(one.y - other.y) >= 60
+
+
+def test_one_channel_takes_the_luma(predictor: SegmenterPredictor) -> None:
+    spec = predictor.card.input.model_copy(update={"channels": 1})
+    grey = SegmenterPredictor(predictor.card.model_copy(update={"input": spec}), predictor.graph, predictor.sha256)
+    picture = draw(100, 120, DISCS[:3])
+    luma = np.rint(picture @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    found, _ = grey.predict(image(picture))
+    assert len(found.objects) == 3
+    np.testing.assert_array_equal(found.label_image, predictor.predict(image(luma))[0].label_image)
