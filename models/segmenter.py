@@ -212,5 +212,5 @@ def _probabilities(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], fl
     small = np.exp(-size)
     rare = small / (1 + small)  # the probability of the less likely: no exponent overflows
     # -p log p - (1 - p) log(1 - p), in terms of the logit: finite however large it is
-    entropy = np.mean(np.log1p(small) + size * rare, dtype=np.float64)
+    entropy = np.mean(np.log(1 + small) + size * rare, dtype=np.float64)
     return np.where(logits < 0, rare, 1 - rare), float(entropy)

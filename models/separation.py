@@ -127,17 +127,20 @@ def _flooded(foreground: NDArray[np.float32], spec: ObjectSpec) -> Labels:
     mask = _without_gaps(foreground >= spec.threshold, spec.min_area)
     distance = distance_to_background(mask)
     if spec.smoothing > 0:
-        distance = ndimage.gaussian_filter(distance, spec.smoothing) * mask
+        distance = ndimage.gaussian_filter(distance, spec.smoothing)
+        distance *= mask
     peaks = peak_local_max(distance, min_distance=spec.peak_distance, exclude_border=False)  # type: ignore[no-untyped-call]
     labels: Labels = ndimage.label(mask, output=np.int32)[0]
     parts = labels[tuple(peaks.T)]
     # Only a part with several peaks has to be flooded. One without any, because its own lay too near to another part's, is an
     # object too
     several = (np.bincount(parts, minlength=labels.max() + 1) > 1).take(labels)
+    chosen = tuple(peaks[several[tuple(peaks.T)]].T)
     markers = np.zeros(mask.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(labels.max() + 1, labels.max() + 1 + len(peaks))
-    flooded = watershed(-distance, markers * several, mask=several, connectivity=1)  # type: ignore[no-untyped-call]
-    return np.where(several, flooded, labels)
+    markers[chosen] = np.arange(labels.max() + 1, labels.max() + 1 + len(chosen[0]))
+    flooded = watershed(-distance, markers, mask=several, connectivity=1)  # type: ignore[no-untyped-call]
+    np.copyto(labels, flooded, where=several)
+    return labels
 
 
 def distance_to_background(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -233,20 +236,16 @@ def _sides(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArra
     """
     wide = labels.shape[1] + 1
     around = np.pad(labels, 1)
+    rows, columns = np.divmod(np.flatnonzero(labels > 0), labels.shape[1])
+    own = labels[rows, columns]
+    corner = rows * wide + columns
     parts = []
-    for behind, ahead, step, turns in (
-        (around[:-1, 1:-1], around[1:, 1:-1], 1, (0, 2)),
-        (around[1:-1, 1:], around[1:-1, :-1], wide, (1, 3)),
+    for direction, (down, across, begin, end) in enumerate(
+        ((-1, 0, 0, 1), (0, 1, 1, wide + 1), (1, 0, wide + 1, wide), (0, -1, wide, 0))
     ):
-        places = np.flatnonzero(behind != ahead)
-        rows, columns = np.divmod(places, behind.shape[1])
-        low = rows * wide + columns
-        for owner, begin, end, turn in (
-            (ahead[rows, columns], low, low + step, turns[0]),
-            (behind[rows, columns], low + step, low, turns[1]),
-        ):
-            own = owner > 0
-            parts.append((begin[own], end[own], np.full(np.count_nonzero(own), turn), owner[own].astype(np.int64)))
+        bounds = around[rows + 1 + down, columns + 1 + across] != own
+        place = corner[bounds]
+        parts.append((place + begin, place + end, np.full(len(place), direction), own[bounds].astype(np.int64)))
     starts, ends, directions, owners = (np.concatenate(column) for column in zip(*parts, strict=True))
     return starts, ends, directions, owners
 
