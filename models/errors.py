@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "unsupported_transfer_syntax": "The DICOM transfer syntax or photometric interpretation is not read here.",
     "no_pixel_data": "The DICOM object holds no image.",
     "image_too_large": "The image has more pixels than the limit.",
+    "own_output": "The object was made by this software; it is not analysed again.",
     # the image and the model
     "multi_frame": "The image has several frames; this model takes one.",
     "modality_not_accepted": "The modality is outside the model card.",

@@ -24,6 +24,7 @@ EVERY_ROLE = frozenset(ROLES)
 
 ACCESS: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/predict"): frozenset({"device", "operator"}),
+    ("POST", "/v1/dicomweb/studies"): frozenset({"device", "operator"}),
     ("GET", "/v1/results/{result_id}"): EVERY_ROLE,
     ("GET", "/v1/models"): EVERY_ROLE,
     ("GET", "/metrics"): frozenset({"operator"}),

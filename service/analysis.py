@@ -121,7 +121,7 @@ class Site:
             As :meth:`service.wanted.Wanted.media_type`, :func:`models.imaging.read_image`,
             :func:`models.preprocess.check_accepted`, the predictor and the store say.
         """
-        predictor = self._predictor(wanted.model)
+        predictor = self.predictor(wanted.model)
         media_type = wanted.media_type(predictor.card, upload.regions is not None)
         if upload.media_type is not None and sniff(upload.body) != upload.media_type:
             raise Refusal("unsupported_media_type", f"The body is not {upload.media_type}, as its Content-Type says.")
@@ -159,7 +159,14 @@ class Site:
         card = analysis.predictor.card
         return Reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
 
-    def _predictor(self, model: str | None) -> AnyPredictor:
+    def predictor(self, model: str | None) -> AnyPredictor:
+        """Return a loaded model by its name; None is the default.
+
+        Raises
+        ------
+        Refusal
+            ``unknown_model``.
+        """
         name = model or next(iter(self.predictors))
         if name not in self.predictors:
             raise Refusal("unknown_model")

@@ -19,12 +19,14 @@ from models.errors import Refusal
 from service.access import ACCESS
 from service.analysis import Site
 from service.answers import Reply
+from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
 from service.schemas import RETRY_AFTER, Status, problem
-from service.telemetry import logger
-from service.wall import check_host, read_upload
-from service.wanted import PARAMETERS, read_wanted
+from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status_of
+from service.telemetry import TIMED, logger
+from service.wall import Upload, check_host, read_upload
+from service.wanted import PARAMETERS, Wanted, read_wanted
 
 HEADERS = {
     "cache-control": "no-store",
@@ -104,7 +106,8 @@ class Api:
     def _count(self, route: str, status: int, code: str, seconds: float) -> None:
         assert self.site is not None
         self.site.telemetry.requests.labels(route, str(status), code).inc()
-        self.site.telemetry.request_duration.labels(route).observe(seconds)
+        if route in TIMED:
+            self.site.telemetry.request_duration.labels(route).observe(seconds)
         if route not in {"/healthz", "/readyz", "/metrics"}:
             fields = {"route": route, "status": status, "code": code, "ms": round(seconds * 1000, 1)}
             logger().info("request", extra={"fields": fields})
@@ -157,6 +160,25 @@ async def _predict(site: Site, request: Request, _: str) -> Response:
     return await _send(await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude))
 
 
+async def _studies(site: Site, request: Request, _: str) -> Response:
+    query = _query(request, {"model"})
+    choose(_accept(request), (DICOM_JSON, JSON))
+    wanted = Wanted(query.get("model"))
+    site.predictor(wanted.model)  # a model that is not there is the request's fault, not each instance's
+
+    async def analyse(content: bytes) -> Outcome:
+        upload = Upload(content, "application/dicom")
+        reply = await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude)
+        sop_class_uid, _ = meta_uids(content)
+        return Outcome(sop_class_uid, reply.uid, reply.stored.result["id"], reply.judgement.verdict)
+
+    settings = site.settings
+    outcomes = await receive(request, analyse, settings.threads, settings.max_body_bytes, settings.body_timeout_seconds)
+    for outcome in outcomes:
+        site.telemetry.stow_instances.labels("ok" if outcome.refusal is None else "refused").inc()
+    return Response(json.dumps(answer(outcomes)), status_of(outcomes), media_type=DICOM_JSON)
+
+
 async def _result(site: Site, request: Request, key: str) -> Response:
     _query(request, set())
     return await _send(await site.engine.run(lambda: site.result(key, _accept(request))))
@@ -186,6 +208,7 @@ async def _page(_: Site, __: Request, ___: str) -> Response:
 
 HANDLERS: dict[str, Callable[[Site, Request, str], Awaitable[Response]]] = {
     "/v1/predict": _predict,
+    "/v1/dicomweb/studies": _studies,
     "/v1/results/{result_id}": _result,
     "/v1/models": _models,
     "/v1/openapi.json": _openapi,

@@ -10,7 +10,9 @@ from pydantic.json_schema import models_json_schema
 from models import __version__
 from service.access import ACCESS
 from service.negotiation import GEOJSON
+from service.related import RELATED
 from service.schemas import STATUS, Answer, Models, Problem, SegmentationAnswer, Status
+from service.stow import DICOM_JSON
 from service.wall import IMAGE_TYPES
 
 Json = dict[str, Any]
@@ -31,6 +33,7 @@ _IMAGE_CODES = (
     "unsupported_transfer_syntax",
     "no_pixel_data",
     "image_too_large",
+    "own_output",
     "multi_frame",
     "modality_not_accepted",
     "body_part_not_accepted",
@@ -51,6 +54,24 @@ _COLLECTION: Json = {
         "reasons": {"type": "array", "items": {"type": "string"}},
     },
 }
+_ITEMS: Json = {"type": "object", "properties": {"vr": {"const": "SQ"}, "Value": {"type": "array", "items": {"type": "object"}}}}
+_STORE_RESPONSE: Json = {
+    "description": "Store Instances Response in the DICOM JSON model: 00081199 committed, 00081198 and 0008119A refused.",
+    "type": "object",
+    "properties": {"00081190": {"type": "object"}} | dict.fromkeys(("00081198", "00081199", "0008119A"), _ITEMS),
+}
+_REFUSED_WHOLE = (
+    "empty_body",
+    "unsupported_media_type",
+    "too_large",
+    "request_timeout",
+    "unknown_model",
+    "not_acceptable",
+    "overloaded",
+    "deadline_exceeded",
+    "storage_full",
+    "storage_unavailable",
+)
 _ALWAYS = ("bad_request", "method_not_allowed", "unauthenticated", "forbidden", "rate_limited", "not_ready", "internal_error")
 _STORED = ("not_found", "not_acceptable", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
 
@@ -82,6 +103,12 @@ def _predicted(description: str) -> Json:
     kinds = [{"$ref": f"#/components/schemas/{name}"} for name in ("Answer", "SegmentationAnswer")]
     content = {"application/json": {"schema": {"anyOf": kinds}}, GEOJSON: {"schema": _COLLECTION}}
     return {"200": {"description": description, "content": content}}
+
+
+def _stored_instances() -> Json:
+    told = {"200": "All were committed.", "202": "A part was committed.", "409": "None was committed; each has its reason."}
+    content = {DICOM_JSON: {"schema": _STORE_RESPONSE}}
+    return {status: {"description": text, "content": content} for status, text in told.items()}
 
 
 def _text(media_type: str, description: str) -> Json:
@@ -119,6 +146,13 @@ def _operations() -> dict[tuple[str, str], Json]:
             "parameters": query,
             "requestBody": {"required": True, "content": content},
             "responses": _predicted("The prediction; it is stored.") | _problems((*_IMAGE_CODES, *_ALWAYS)),
+        },
+        ("POST", "/v1/dicomweb/studies"): {
+            "summary": "Predict for DICOM instances sent by STOW-RS",
+            "description": "Each part is analysed and committed on its own; the answer says of each what became of it.",
+            "parameters": query[:1],
+            "requestBody": {"required": True, "content": {RELATED: {"schema": binary}}},
+            "responses": _stored_instances() | _problems((*_REFUSED_WHOLE, *_ALWAYS)),
         },
         ("GET", "/v1/results/{result_id}"): {
             "summary": "A stored result",

@@ -34,6 +34,7 @@ STATUS: dict[str, int] = {
     "unsupported_transfer_syntax": 415,
     "no_pixel_data": 422,
     "image_too_large": 413,
+    "own_output": 422,
     "multi_frame": 422,
     "modality_not_accepted": 422,
     "body_part_not_accepted": 422,

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from models.batch import AnyPredictor
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # more of them, and a site would pass 300 series
+TIMED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "/v1/results/{result_id}"})
+"""Routes whose duration is measured: those that wait for an image or for the store; of the others it would say nothing."""
 PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_requests_total": ("Requests answered.", ("route", "status", "code")),
-    "overread_request_duration_seconds": ("From the first byte of a request to its answer.", ("route",)),
+    "overread_request_duration_seconds": (
+        "From the first byte of a request to its answer, of routes that wait for an image or the store.",
+        ("route",),
+    ),
+    "overread_stow_instances_total": ("Instances that came by STOW-RS.", ("outcome",)),
     "overread_queue_depth": ("Images waiting for a thread, over all workers.", ()),
     "overread_decode_seconds": ("Reading and preprocessing an image.", ("media_type",)),
     "overread_inference_seconds": ("Running the model on one image.", ("model",)),
@@ -53,6 +59,7 @@ class Telemetry:
         self._registry = client.CollectorRegistry()
         self.requests = self._counter("overread_requests_total")
         self.request_duration = self._histogram("overread_request_duration_seconds", SECONDS)
+        self.stow_instances = self._counter("overread_stow_instances_total")
         self.queue_depth = self._gauge("overread_queue_depth", "livesum")
         self.decode = self._histogram("overread_decode_seconds", SECONDS)
         self.inference = self._histogram("overread_inference_seconds", SECONDS)

@@ -52,7 +52,8 @@ def check_host(request: Request) -> None:
         raise Refusal("forbidden", "Without tokens, only requests from this machine are answered.")
 
 
-def _media_type(header: str | None) -> tuple[str, dict[bytes, bytes]]:
+def media_type_of(header: str | None) -> tuple[str, dict[bytes, bytes]]:
+    """Return the media type that a Content-Type names, in lower case, and its parameters."""
     value, options = parse_options_header(header or "")
     return value.decode("latin-1").lower(), options
 
@@ -160,7 +161,7 @@ def parse_form(body: bytes, boundary: bytes) -> Upload:
 
 
 def _declared(name: str, headers: dict[str, str]) -> str | None:
-    media_type, _ = _media_type(headers.get("content-type"))
+    media_type, _ = media_type_of(headers.get("content-type"))
     allowed = IMAGE_TYPES if name == PART else REGIONS_TYPES
     if media_type in _UNDECLARED:
         return None
@@ -184,7 +185,7 @@ async def read_upload(request: Request, limit: int, seconds: float) -> Upload:
     Refusal
         ``unsupported_media_type``, ``too_large``, ``request_timeout``, ``empty_body``, and as :func:`parse_form` says.
     """
-    media_type, options = _media_type(request.headers.get("content-type"))
+    media_type, options = media_type_of(request.headers.get("content-type"))
     if media_type not in {*IMAGE_TYPES, FORM}:
         raise Refusal("unsupported_media_type", f"Content-Type must be one of {', '.join((*IMAGE_TYPES, FORM))}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":

@@ -22,6 +22,9 @@ def test_the_metrics_are_those_of_the_table(make_site: Callable[..., Site], conn
     caller.predict(draw(1))
     caller.predict(draw(1))
     caller.get("/nowhere")
+    study = 'multipart/related; type="application/dicom"; boundary=edge'
+    headers = {"content-type": study}
+    caller.request("POST", "/v1/dicomweb/studies", content=b"--edge\r\n\r\nx\r\n--edge--\r\n", headers=headers)
     text = caller.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     # prometheus_client adds the time of creation where there is one process only; a server never has that.
