@@ -187,7 +187,7 @@ def load_images(rows: Sequence[Row], spec: InputSpec, description: str) -> Image
     Raises
     ------
     Refusal
-        ``data_invalid``, naming the row, if an image cannot be read or the specification does not take it.
+        ``data_invalid``, naming the row, if an image cannot be read, is not finite, or the specification does not take it.
     """
     tensors = np.empty((len(rows), spec.channels, spec.height, spec.width), dtype=np.float32)
     for index, row in enumerate(tqdm(rows, desc=description, unit="image", mininterval=1)):
@@ -199,6 +199,8 @@ def load_images(rows: Sequence[Row], spec: InputSpec, description: str) -> Image
             raise _invalid(row.number, f"the image file cannot be read ({type(error).__name__}).") from error
         except Refusal as refusal:
             raise _invalid(row.number, refusal.detail) from refusal
+        if not np.isfinite(tensors[index]).all():
+            raise _invalid(row.number, "the image holds values that are not finite.")
     return ImageSet(tuple(rows), tensors)
 
 

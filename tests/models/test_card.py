@@ -32,6 +32,15 @@ def test_an_intact_package_loads(package: Path, tmp_path: Path) -> None:
     assert not refused(copy(package, tmp_path))
 
 
+def test_cards_of_earlier_releases_are_read_to_the_last_byte() -> None:
+    for file in sorted((Path(__file__).parent / "cards").glob("*.json")):
+        card = ModelCard.model_validate_json(file.read_bytes())
+        assert f"{card.name}-{card.version}" == file.stem
+        assert card_bytes(card) == file.read_bytes()
+        changed = card.model_copy(update={"created": "2000-01-01T00:00:00Z"})
+        assert card_bytes(changed) != file.read_bytes()  # control
+
+
 @pytest.mark.parametrize("file", ["model.onnx", "card.json"])
 def test_a_flipped_byte_is_refused_wherever_it_is(package: Path, tmp_path: Path, file: str) -> None:
     copy(package, tmp_path)

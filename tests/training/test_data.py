@@ -7,8 +7,10 @@ import pytest
 
 from models.card import InputSpec
 from models.errors import Refusal
+from models.image import Image
 from models.imaging import read_image
-from models.preprocess import preprocess
+from models.preprocess import Geometry, preprocess
+from training import data
 from training.config import RunConfig, read_input_spec
 from training.data import BalancedBatches, ImageSet, check_splits, load_images, read_manifest, split_of
 
@@ -135,6 +137,24 @@ def test_an_unreadable_image_is_refused_by_row(drawn: tuple[Path, Rows], spec: I
     (folder / rows[6]["image"]).write_bytes(content)
     with pytest.raises(Refusal, match="row 7: ") as caught:
         load_images(read_manifest(folder, DOMAINS, CLASSES).rows, spec, "test")
+    assert caught.value.code == "data_invalid"
+
+
+def test_values_that_are_not_finite_are_refused_by_row(
+    drawn: tuple[Path, Rows], spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture cannot hold one; the arithmetic of an odd header might."""
+    rows = read_manifest(drawn[0], ("east",), ("normal", "spot")).rows
+    seen = []
+
+    def broken(image: Image, spec: InputSpec) -> tuple[np.ndarray, Geometry]:
+        tensor, geometry = preprocess(image, spec)
+        seen.append(1)
+        return (tensor * np.nan if len(seen) == 3 else tensor), geometry
+
+    monkeypatch.setattr(data, "preprocess", broken)
+    with pytest.raises(Refusal, match=f"row {rows[2].number}: .* not finite") as caught:
+        load_images(rows, spec, "test")
     assert caught.value.code == "data_invalid"
 
 

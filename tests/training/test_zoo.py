@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,12 @@ def test_inverted_images_are_reviewed_or_refused(test_split: ImageSet, config: R
     right = verdicts(predictor, test_split.tensors)
     assert right["accept"] / right.total() >= 0.75  # control: it does not flag whatever comes
     assert right["refuse"] / right.total() <= 0.03
+
+
+@pytest.mark.parametrize("turn", [lambda x: x[:, :, ::-1], lambda x: np.rot90(x, 1, (2, 3))], ids=["upside down", "on its side"])
+def test_turned_images_are_reviewed_or_refused(test_split: ImageSet, turn: Callable[[np.ndarray], np.ndarray]) -> None:
+    wrong = verdicts(Predictor.load(PACKAGE), np.ascontiguousarray(turn(test_split.tensors)))
+    assert wrong["accept"] / wrong.total() <= 0.15
 
 
 def test_what_is_no_xray_is_refused_or_reviewed(config: RunConfig) -> None:
