@@ -166,7 +166,7 @@ def draw(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.barh([row["part"] for row in rows], middle, xerr=spread, color="#4c78a8")
     axes.axvline(1 / SHARE, color="black", linewidth=1)
     axes.invert_yaxis()
-    axes.set_xlabel(f"ratio to the network on {rows[0]['tiles']} tiles; {rows[0]['objects']} objects; the line: 30% around it")
+    axes.set_xlabel(f"ratio to the network ({rows[0]['tiles']} tiles, {rows[0]['objects']} objects)")
 
 
 def main() -> None:

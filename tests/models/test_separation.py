@@ -136,17 +136,23 @@ def test_what_an_object_encloses_belongs_to_it() -> None:
     check(labels)
 
 
-def test_a_pocket_closed_by_a_corner_is_filled() -> None:
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_pocket_closed_by_a_corner_is_filled(turns: int, mirrored: bool) -> None:
     """Two pixels that meet at a corner only would make the outline touch itself."""
     foreground = np.zeros((12, 12), np.float32)
     foreground[2:10, 2:10] = 1
     foreground[4:9, 4:9] = 0  # a pocket of 25 pixels, more than min_area,
     foreground[9, 9] = foreground[8, 9] = foreground[9, 8] = 0  # that opens at the corner (9, 9) of (8, 8) only
     foreground[8, 9] = foreground[9, 8] = 1
-    labels = separate(foreground, SPEC.model_copy(update={"peak_distance": 12}))
-    assert labels.max() == 1
-    assert np.count_nonzero(labels) == 63
-    assert labels[9, 9] == 0
+    whole = foreground.copy()
+    whole[4:9, 4:9] = 1
+    turn = np.rot90(foreground.T if mirrored else foreground, turns)
+    owners, polygons = outlines(turn.astype(np.int32))
+    assert list(owners) == [1, 1]
+    assert [shapely.Polygon(polygon).area for polygon in polygons] == [63, 25]  # the outer one, then the pocket's
+    labels = separate(turn, SPEC.model_copy(update={"peak_distance": 12}))
+    np.testing.assert_array_equal(labels, np.rot90(whole.T if mirrored else whole, turns))
     check(labels)
 
 
