@@ -109,10 +109,13 @@ def bootstrap(
     Returns
     -------
     dict of str to (float, float) or None
-        The 2.5% and 97.5% quantiles; None if the metric is undefined in more than a twentieth of the replicates.
+        The 2.5% and 97.5% quantiles; None if the metric is undefined in more than a twentieth of the replicates, or there is
+        one patient only.
     """
     index = np.unique(np.asarray(patients), return_inverse=True)[1]
     members = [np.flatnonzero(index == patient) for patient in range(index.max() + 1)]
+    if len(members) < 2:
+        return dict.fromkeys(metrics)  # one patient resampled is the same patient: an interval of no width would say certainty
     random = np.random.default_rng(0)
     values: dict[str, list[float]] = {name: [] for name in metrics}
     for _ in range(replicates):

@@ -28,8 +28,8 @@ MAX_PIXELS = 16_000_000
 THRESHOLDS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7, 0.25, 0.75, 0.2, 0.8)
 """The nearest to 0.5 first: of equally good ones it is chosen."""
 SMOOTHINGS = (1.0, 0.5, 2.0, 3.0)
-PEAK_DISTANCES = (5, 3, 8)
-MIN_AREAS = (20, 40, 80)
+PEAK_DISTANCES = (5, 3, 8, 12)
+MIN_AREAS = (20, 40, 80, 160)
 
 Floats = NDArray[np.float64]
 

@@ -1,3 +1,4 @@
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from models.segmenter import SegmenterPredictor
 from tests.training import segmenter_drawings as drawings
 from training import calibrate, evaluate, export, release, segmenter, segmenter_calibrate
 from training.config import read_json
+from training.metrics import bootstrap
 from training.segmenter_calibrate import point_f1, tile_losses
 from training.segmenter_config import read_segmenter_run
 from training.segmenter_data import Tissue, read_tissues
-from training.segmenter_evaluate import METRICS, columns, draft, rank_correlation
+from training.segmenter_evaluate import METRICS, columns, draft, measure, rank_correlation
 from training.segmenter_export import ServedSegmenter
 
 
@@ -136,6 +138,12 @@ def test_tile_losses_are_one_minus_dice_of_each_box(tissues: tuple[Tissue, ...])
     assert losses.tolist() == pytest.approx([1 - 2 * 4 / (4 + 8), 0.0, 1.0])
 
 
+def test_one_group_has_no_interval() -> None:
+    table = {"aji": np.array([0.2, 0.5, 0.7])}
+    assert bootstrap(["aji"], table, ["a", "a", "a"], definitions=METRICS) == {"aji": None}
+    assert bootstrap(["aji"], table, ["a", "a", "b"], definitions=METRICS)["aji"] is not None  # control
+
+
 def test_rank_correlation_has_a_sign_and_is_undefined_where_nothing_varies() -> None:
     loss = np.array([0.1, 0.2, 0.3, 0.4])
     assert rank_correlation(loss**2, loss) == pytest.approx(1)
@@ -189,3 +197,30 @@ def test_gaps_and_mixtures_are_refused(finished: tuple[Path, Path], about: Path,
         with pytest.raises(Refusal, match="not the rows and images") as caught:
             verb.main([str(run), "--data", str(other)])
         assert caught.value.code == "data_invalid"
+
+
+def test_training_page_explains_every_figure_and_makes_the_shipped_model() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    table = text[text.index("| figure of a segmenter | meaning |") :].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(METRICS)
+    line = next(line for line in text.replace("\\\n", " ").splitlines() if line.startswith("overread train segmenter"))
+    documented = segmenter._parser().parse_args(line.split()[3:])
+    options = text[text.index("| option | what the foreground") :].split("\n\n")[0]
+    for words in re.findall(r"^\| `([^`]+)` \|", options, re.MULTILINE):
+        segmenter._parser().parse_args([*line.split()[3:], *words.split()])
+    package = Path(__file__).parents[2] / "models" / "zoo" / "nuclei"
+    made = segmenter._parser().parse_args(read_package(package)[0].training.command.split()[3:])
+    for name in ("domains", "label", "labels", "edges", "crf", "stain", "normalization", "loss_prediction", "seed", "epochs"):
+        assert getattr(documented, name) == getattr(made, name), name
+
+
+def test_figures_that_need_masks_are_not_defined_without(finished: tuple[Path, Path], tissues: tuple[Tissue, ...]) -> None:
+    pointed = [each for each in tissues if each.objects is None]
+    figures = {figure.metric: figure for figure in measure(draft(finished[0]), pointed)}
+    assert figures["aji"].value is None
+    assert figures["aji"].n == 0
+    assert "masks" in figures["aji"].note
+    assert figures["point_f1"].value is not None
+    mixed = {figure.metric: figure for figure in measure(draft(finished[0]), tissues)}
+    assert mixed["aji"].value is not None  # control
+    assert mixed["aji"].n + len(pointed) == mixed["point_f1"].n == len(tissues)
