@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from service.dicom_results import CAPTURE, MANUFACTURER, MASK, NOT_FOR_DIAGNOSIS
 from service.schemas import Answer, Heatmap, SegmentationAnswer
 
 CAPTURE_SIDES = (512, 1024)
-"""Longer side of the picture in a secondary capture, pixels: smaller sources are enlarged to one, larger ones reduced to the other."""
+"""Least and greatest longer side of the picture in a secondary capture, pixels; sources beyond are enlarged or reduced."""
 DOUBT_COLOUR = (255, 160, 0)
 _LINE, _MARGIN = 22, 8
 _PERCENTILES = (0.5, 99.5)
@@ -53,7 +54,8 @@ def segmentation_object(header: Dataset, answer: SegmentationAnswer, commit: Com
     Refusal
         ``inconsistent_image`` or ``no_pixel_data`` if the header lacks what the object must repeat of it.
     ValueError
-        Under the verdict ``refuse``, for which nothing is called, and if the label image has another size.
+        Under the verdict ``refuse``, for which nothing is called, if the label image has another size, and if the answer is about
+        another image.
     """
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
@@ -63,7 +65,7 @@ def segmentation_object(header: Dataset, answer: SegmentationAnswer, commit: Com
 
     if answer.verdict == "refuse":
         raise ValueError("nothing is called under the verdict refuse")
-    check_source(header)
+    check_source(header, answer)
     library = logging.getLogger("highdicom")
     if library.level != logging.ERROR:
         library.setLevel(logging.ERROR)  # its other lines hold UIDs
@@ -144,10 +146,12 @@ def secondary_capture(image: Image, answer: Answer | SegmentationAnswer, commit:
     Refusal
         ``no_pixel_data`` if the image does not come from DICOM, ``inconsistent_image`` if its header lacks what the object must
         repeat of it.
+    ValueError
+        If the answer is about another image.
     """
     if image.header is None:
         raise Refusal("no_pixel_data", "The image does not come from DICOM, so there is no study to store a result in.")
-    check_source(image.header)
+    check_source(image.header, answer)
     pixels = _draw(image, answer)
     capture = Dataset()
     capture.StudyInstanceUID = image.header.StudyInstanceUID
@@ -179,19 +183,18 @@ def secondary_capture(image: Image, answer: Answer | SegmentationAnswer, commit:
 def _place(source: Dataset, header: Dataset) -> None:
     """Give a stand-in the source's place in the patient, where that is stated in full."""
     spacing = spacing_mm(header)
-    if spacing is not None:
-        source.PixelSpacing = list(spacing)
-    frame = str(header.get("FrameOfReferenceUID") or "").strip()
+    frame, thickness = str(header.get("FrameOfReferenceUID") or "").strip(), header.get("SliceThickness")
     orientation, position = _numbers(header, "ImageOrientationPatient", 6), _numbers(header, "ImagePositionPatient", 3)
     if not frame or spacing is None or orientation is None or position is None:
+        return
+    if not isinstance(thickness, float) or not 0 < thickness < math.inf:
         return
     row, column = np.split(np.array(orientation), 2)
     if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-3):
         return
     source.FrameOfReferenceUID, source.PositionReferenceIndicator = frame, header.get("PositionReferenceIndicator")
     source.ImageOrientationPatient, source.ImagePositionPatient = orientation, position
-    thickness = header.get("SliceThickness")
-    source.SliceThickness = thickness if isinstance(thickness, float) and thickness > 0 else None
+    source.SliceThickness, source.PixelSpacing = thickness, list(spacing)
 
 
 def _numbers(header: Dataset, keyword: str, count: int) -> list[float] | None:

@@ -62,8 +62,10 @@ def structured_report(
     ------
     Refusal
         ``inconsistent_image`` or ``no_pixel_data`` if the header lacks what the report must repeat of it.
+    ValueError
+        If the answer is about another image.
     """
-    check_source(header)
+    check_source(header, answer)
     source = stand_in(header)
     report = Dataset()
     # The template's items as they are: highdicom's own document class copies and parses them twice, which takes twice as long as

@@ -130,18 +130,22 @@ def uids_of(kind: Kind, answer: Answer | SegmentationAnswer, commit: Commit) -> 
     return Written(make_uid("series", *key), make_uid("instance", *key))
 
 
-def check_source(header: Dataset) -> None:
-    """Check that a source has what an object of its study must repeat.
+def check_source(header: Dataset, answer: Answer | SegmentationAnswer) -> None:
+    """Check that a source has what an object of its study must repeat, and that the answer is about it.
 
     Raises
     ------
     Refusal
         ``inconsistent_image`` if a UID of the study, series, instance or class is missing or is none.
+    ValueError
+        If the answer is about another image: one patient's result must not get into another's study.
     """
     silence_readers()
     for keyword in _PRIMARY:
         if not _UID_FORM.fullmatch(str(header.get(keyword) or "").strip()):
             raise Refusal("inconsistent_image", f"{keyword} is missing or malformed, so no result can refer to the image.")
+    if str(header.SOPInstanceUID).strip() != answer.sop_instance_uid:
+        raise ValueError("the answer is about another image")
 
 
 def number_of(header: Dataset, keyword: str) -> int:
