@@ -1,4 +1,4 @@
-"""What a segmentation costs around the network, on drawn tissue, measured side by side with the bare network.
+"""What a segmentation by the shipped model costs around its network, on drawn tissue.
 
 python benchmarks/segmentation_speed.py --scale small
 """
@@ -8,44 +8,27 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
 import time
-import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image as Pillow
-from torch import Tensor, nn
 
 from benchmarks import report
 from benchmarks.training_speed import side_by_side
-from models.card import GRAPH_INPUT, SEGMENTER_OUTPUTS, Calibration, InputSpec, ObjectSpec, SegmenterCard
 from models.example import draw_tissue
 from models.geojson import feature_collection
 from models.imaging import Image, read_image
-from models.networks.domain_distance import DomainDistance, stage_statistics
-from models.networks.loss_prediction import LossPrediction
-from models.networks.segmenter import Segmenter
-from models.predictor import Graph
-from models.preprocess import standardise
 from models.quantities import quantities
 from models.segmenter import SegmenterPredictor
 from models.separation import detect
 
 SCALES = {"smoke": (300, 2), "small": (1000, 15)}
 """Side of the image in pixels, and repeats."""
-WIDTHS, BLOCKS = (16, 32, 64, 128), 2
+PACKAGE = report.ROOT / "models" / "zoo" / "nuclei"
 SHARE = 1 / 1.3
 """Of the whole that the network has to take at least: everything around it costs at most 30% of it."""
-INPUT = InputSpec(
-    channels=3, height=224, width=224, intensity="full_range", low=0, high=100, mean=0.5, std=0.25, modalities=(), body_parts=(),
-    views=(), age_years=None, min_side=64,
-)  # fmt: skip
-OUTPUT = ObjectSpec(
-    label="nucleus", threshold=0.5, separation="distance_watershed", smoothing=1.0, peak_distance=5, min_area=20, overlap=24,
-    max_pixels=16_000_000, rule="given",
-)  # fmt: skip
+PAGE = report.ROOT / "docs" / "performance.md"
 
 
 class TimedGraph:
@@ -74,52 +57,6 @@ class TimedGraph:
         self.predictor.predict(self.image)
 
 
-class Served(nn.Module):
-    """The shipped network with random weights, and a foreground that is there to be found.
-
-    Random weights see no nuclei, and nothing would be left to do after the network: its logits are computed, but count for a
-    billionth beside how dark the red of a pixel is.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        channels = 2 * sum(WIDTHS)
-        self.segmenter = Segmenter(3, WIDTHS, BLOCKS)
-        self.loss_prediction = LossPrediction(WIDTHS)
-        self.distance = DomainDistance(torch.eye(channels)[None], torch.zeros(1, 1, channels))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what a segmenter's graph yields of (N, 3, H, W)."""
-        maps = self.segmenter.stage_maps(image)
-        logits = self.segmenter.decode(maps, (image.shape[2], image.shape[3])) * 1e-9 + 6 * (0.3 - image[:, :1])
-        return logits, self.segmenter.pool(maps), self.loss_prediction(maps), self.distance(stage_statistics(maps))
-
-
-def build(height: int, width: int) -> Graph:
-    """Return the graph for tiles of this size, any number of them, on one thread."""
-    torch.manual_seed(0)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        program = torch.onnx.export(
-            Served().eval(), (torch.zeros(2, 3, height, width),), dynamo=True, verbose=False, input_names=[GRAPH_INPUT],
-            output_names=list(SEGMENTER_OUTPUTS), dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
-        )  # fmt: skip
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    return Graph(program.model_proto.SerializeToString(), 1, SEGMENTER_OUTPUTS)
-
-
-def predictor() -> SegmenterPredictor:
-    """Return the predictor, with a card that says no more than predicting needs."""
-    ramp = tuple(np.linspace(0, 1, 101).tolist())
-    calibration = Calibration(
-        temperature=1.0, loss_knots=((0, 0), (1, 1)), loss_quantiles=ramp, domain_quantiles=ramp, n=1, method="given"
-    )
-    card = SegmenterCard.model_construct(input=INPUT, output=OUTPUT, calibration=calibration)
-    return SegmenterPredictor(card, build(INPUT.height, INPUT.width), "")
-
-
 def measure(side: int, repeats: int) -> list[dict[str, Any]]:
     """Time the network and everything else; times are processor time, ratios are taken turn by turn."""
     phantom = draw_tissue()
@@ -127,16 +64,14 @@ def measure(side: int, repeats: int) -> list[dict[str, Any]]:
     picture = np.pad(phantom, ((0, beyond), (0, beyond), (0, 0)), mode="reflect")[:side, :side]
     stream = io.BytesIO()
     Pillow.fromarray(picture).save(stream, format="PNG")
-    png, served, once = stream.getvalue(), predictor(), build(side, side)
+    png, served = stream.getvalue(), SegmenterPredictor.load(PACKAGE)
     image = read_image(png)
-    at_once = np.ascontiguousarray(standardise(picture, 0, 255, INPUT).transpose(2, 0, 1)[None], np.float32)
     segmentation, foreground = served.predict(image)
     graph = TimedGraph(served, image)
     calls = {
-        "network, image at once": lambda: once.values(at_once),
         "decoding": lambda: read_image(png),
         "prediction": graph.predict,
-        "objects": lambda: detect(foreground, OUTPUT, (0, 0)),
+        "objects": lambda: detect(foreground, served.card.output, (0, 0)),
         "quantities": lambda: quantities(segmentation, (0.00025, 0.00025)),
         "GeoJSON": lambda: json.dumps(feature_collection(segmentation)),
     }
@@ -174,7 +109,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True)
     scale = parser.parse_args().scale
-    torch.set_num_threads(1)
     rows = measure(*SCALES[scale])
     for row in rows:
         print(f"{row['part']}: {row['milliseconds']:.0f} ms, {row['median']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
@@ -185,6 +119,12 @@ def main() -> None:
     ]
     file = report.write("segmentation_speed", scale, [0], rows, goals)
     print(report.plot(file, lambda axes: draw(axes, rows)))
+    if scale == "small":
+        parts = [
+            [row["part"], row["milliseconds"], f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"] for row in rows
+        ]
+        text = report.markdown(["part", "ms, one core", "median (quartiles), as a ratio to the network"], parts)
+        report.fill(PAGE, "segmentation_speed", report.verdicts(goals) + "\n\n" + text)
 
 
 if __name__ == "__main__":
