@@ -6,7 +6,7 @@ PORT ?= 3000
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit bento benchmark-smoke clean
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs pacs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,12 @@ contracts: .venv-dev/.done  ## Which part may import which
 
 unit: .venv/.done .venv-dev/.done  ## The tests alone
 	.venv-dev/bin/pytest
+
+test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
+	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py
+
+pacs: .venv/.done  ## Orthanc, the service and the watch together on loopback, with an example sent
+	PATH="$(CURDIR)/.venv/bin:$$PATH" deploy/pacs.sh
 
 bento: .venv/.done  ## Build the Bento for machines without a GPU
 	.venv/bin/bentoml build -f bentofile.cpu.yaml

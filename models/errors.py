@@ -39,6 +39,10 @@ CODES: dict[str, str] = {
     # the model package
     "package_invalid": "The model package is incomplete, of an unknown schema, or was changed after release.",
     "model_output_invalid": "The model gave a value that is not a finite number; nothing was stored.",
+    # the archive
+    "archive_unavailable": "The archive cannot be reached, or lets nobody in; it is tried again.",
+    "archive_refused": "The archive did not give an instance, or did not take a result.",
+    "not_asked_for": "The rules of the settings do not ask for this instance.",
     # data and commands
     "data_invalid": "The data does not fit what was asked; the message names the row.",
     "config_invalid": "A setting is missing or out of range.",

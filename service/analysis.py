@@ -18,6 +18,7 @@ from models.preprocess import check_accepted, preprocess
 from models.triage import Judgement, judge
 from service.access import Access
 from service.answers import Reply, card_of
+from service.dicom_results import is_ours
 from service.engine import Engine
 from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
@@ -37,6 +38,8 @@ class Analysis:
 
     Attributes
     ----------
+    image : Image
+        Decoded as far as its model needs it.
     stored : Stored
         What is stored of it, or will be.
     predictor : Predictor or SegmenterPredictor
@@ -52,6 +55,7 @@ class Analysis:
         Of the answer.
     """
 
+    image: Image
     stored: Stored
     predictor: AnyPredictor
     uid: str | None
@@ -128,6 +132,8 @@ class Site:
         started = time.perf_counter()
         spec = predictor.card.input
         image = read_image(upload.body, target=(spec.height, spec.width) if isinstance(predictor, Predictor) else None)
+        if image.header is not None and is_ours(image.header):
+            raise Refusal("own_output")
         notes = [code for code, _ in check_accepted(image, spec)]
         region = region_within(wanted.region, image)
         uid = _uid(image)
@@ -141,7 +147,7 @@ class Site:
             regions = read_regions(upload.regions, image, region)
             stored = self._segment(predictor, image, notes, stored, region, started)
             extras = beside(stored.result, image, wanted, regions)
-        return Analysis(stored, predictor, uid, limits, digest, known[1] if known else None, extras, media_type)
+        return Analysis(image, stored, predictor, uid, limits, digest, known[1] if known else None, extras, media_type)
 
     def conclude(self, analysis: Analysis) -> Reply:
         """Commit an analysis, then decide its answer; blocking, for the engine's thread that commits.

@@ -61,6 +61,10 @@ class Reply:
         """Whether it takes long to write down: some thousand polygons may be in it."""
         return isinstance(self.card, SegmenterCard)
 
+    def answer(self) -> Answer | SegmentationAnswer:
+        """Return the answer as a document, whatever its media type."""
+        return _classification(self, self.card) if isinstance(self.card, ModelCard) else _segmentation(self, self.card)
+
     def text(self) -> str:
         """Return the answer as it is sent."""
         if isinstance(self.card, ModelCard):

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -60,6 +60,63 @@ class Settings(BaseModel):
         None, description="Refuse beyond this domain distance, instead of the card's."
     )
 
+    pacs_url: str | None = Field(None, description="DICOMweb address of the archive that `overread watch` serves.")
+    pacs_orthanc_url: str | None = Field(
+        None, description="REST address of the same archive where it is an Orthanc; its log is followed instead of polling."
+    )
+    pacs_hosts: tuple[str, ...] = Field(
+        (), description="Hosts that may be connected to, separated by commas; this machine always may."
+    )
+    pacs_user: str | None = Field(None, description="User name at the archive.")
+    pacs_password_file: Path | None = Field(None, description="File that holds the password.")
+    pacs_token_file: Path | None = Field(None, description="File that holds a bearer token, instead of user and password.")
+    pacs_ca_file: Path | None = Field(None, description="Certificates (PEM) that the archive's is checked against.")
+    pacs_certificate_file: Path | None = Field(None, description="Our certificate and key (PEM), where the archive asks for one.")
+    pacs_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        30.0, description="Longest silence of the archive; a whole answer may take ten times as long."
+    )
+    pacs_poll_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        5.0, description="Time between two looks into the archive when there is nothing to do."
+    )
+    pacs_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
+        8, description="Attempts at one instance before it is a failure; the archive being away does not count."
+    )
+    pacs_history: bool = Field(False, description="Whether the first start also takes what the archive holds already.")
+    pacs_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        2, description="Age of studies, in days, that are looked for where there is no log to follow."
+    )
+    pacs_model: str | None = Field(None, description="Name of the model for images of the archive; the default model if not set.")
+    pacs_results: tuple[Literal["sr", "seg", "sc"], ...] = Field(
+        ("sr",), description="What is stored: sr, seg, sc, separated by commas."
+    )
+    pacs_modalities: tuple[str, ...] = Field((), description="Modalities that are fetched; all if not set.")
+    pacs_body_parts: tuple[str, ...] = Field((), description="Values of BodyPartExamined that are fetched; all if not set.")
+    pacs_stations: tuple[str, ...] = Field(
+        (), description="Patterns of StationName that are fetched, such as ROOM-*; all if not set."
+    )
+    pacs_descriptions: tuple[str, ...] = Field(
+        (), description="Patterns of the study's or series' description that are fetched, such as *chest*; all if not set."
+    )
+
+    def secret(self, name: str) -> str:
+        """Return what a file of the settings holds, without its last line break; empty where it is not set.
+
+        Raises
+        ------
+        Refusal
+            ``config_invalid`` if it cannot be read or holds more than a line.
+        """
+        file: Path | None = getattr(self, name)
+        if file is None:
+            return ""
+        try:
+            text = file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise Refusal("config_invalid", f"{PREFIX}{name.upper()}: the file cannot be read.") from error
+        if not text or not text.isascii() or not text.isprintable():
+            raise Refusal("config_invalid", f"{PREFIX}{name.upper()}: the file must hold one line of ASCII.")
+        return text
+
     @property
     def database(self) -> Path:
         """File of the SQLite database."""
@@ -100,6 +157,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     }
     if "models" in given:
         given["models"] = tuple(Path(part) for part in given["models"].split(":") if part)
+    for name in ("hosts", "results", "modalities", "body_parts", "stations", "descriptions"):
+        if f"pacs_{name}" in given:
+            given[f"pacs_{name}"] = tuple(part.strip() for part in given[f"pacs_{name}"].split(",") if part.strip())
     try:
         return Settings.model_validate(given)
     except ValidationError as error:

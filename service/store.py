@@ -191,14 +191,26 @@ class Store:
         self._reader.dispose()
         self._writer.dispose()
 
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Read in a transaction; a database's failure is a :class:`Refusal`."""
+        with _coded(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Write in a transaction, one at a time; a database's failure is a :class:`Refusal`."""
+        with _coded(), self._turn, self._writer.begin() as connection:
+            yield connection
+
     def register(self, predictor: AnyPredictor) -> None:
         """Keep a loaded model's card, so that its results can be answered when it is no longer loaded."""
-        with _coded(), self._turn, self._writer.begin() as connection:
+        with self.writing() as connection:
             connection.execute(_ADD_MODEL, model_row(predictor) | {"first_loaded_at": datetime.now(UTC)})
 
     def find(self, key: str) -> Stored | None:
         """Return the result of that id, or None."""
-        with _coded(), self._reader.begin() as connection:
+        with self.reading() as connection:
             row = connection.execute(_RESULT, {"key": key}).mappings().first()
             if row is None:
                 return None
@@ -210,9 +222,17 @@ class Store:
         query = sa.select(verdicts).where(verdicts.c.result_id == key).order_by(verdicts.c.id.desc()).limit(1)
         if triage_sha256 is not None:
             query = query.where(verdicts.c.triage_sha256 == triage_sha256, verdicts.c.sop_instance_uid == (uid or ""))
-        with _coded(), self._reader.begin() as connection:
+        with self.reading() as connection:
             row = connection.execute(query).mappings().first()
         return (row["sop_instance_uid"] or None, Judgement(row["verdict"], tuple(row["reasons"]))) if row else None
+
+    def decided_at(self, key: str, uid: str | None, triage_sha256: str) -> datetime:
+        """Return when the verdict of a result, for one instance and limits, was committed; it has to be there."""
+        same = {"result_id": key, "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
+        query = sa.select(verdicts.c.created_at).where(*(verdicts.c[name] == value for name, value in same.items()))
+        with self.reading() as connection:
+            at: datetime = connection.execute(query).scalar_one()
+        return at.replace(tzinfo=UTC)
 
     def record(
         self, row: dict[str, Any], uid: str | None, triage_sha256: str, judge: Callable[[bool], Judgement]
@@ -238,7 +258,7 @@ class Store:
             The stored verdict.
         """
         now = datetime.now(UTC)
-        with _coded(), self._turn, self._writer.begin() as connection:
+        with self.writing() as connection:
             made = connection.execute(_ADD_RESULT, {"created_at": now} | row)
             reused = uid is not None and self._see(connection, uid, row["image_sha256"], now)
             judgement = judge(reused)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, DateTime, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -60,4 +73,43 @@ verdicts = Table(
     Column("reasons", JSON, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     UniqueConstraint("result_id", "sop_instance_uid", "triage_sha256"),
+)
+
+pacs_positions = Table(
+    "pacs_positions",
+    metadata,
+    Column("id", Integer, primary_key=True),  # 1: a site watches one archive
+    Column("sequence", Integer, nullable=False),  # Orthanc's sequence number; of other archives the day, YYYYMMDD
+    Column("anchor", String(64), nullable=False),  # what Orthanc's log holds at that number, to tell one log from another
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+)
+
+pacs_instances = Table(
+    "pacs_instances",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("reference", String(64), nullable=False, unique=True),  # Orthanc's identifier; of other archives the SOP Instance UID
+    Column("study_uid", String(64), nullable=False),
+    Column("series_uid", String(64), nullable=False),
+    Column("sop_instance_uid", String(64), nullable=False),  # empty, as the two before, until they are known
+    Column("state", String(16), nullable=False),  # service.arrivals.STATES
+    Column("code", String(32), nullable=False),  # why it was skipped, failed, or waits; else empty
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Float, nullable=False),  # seconds since 1970
+    Column("result_id", String(64), ForeignKey("results.id")),
+    Column("seen_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    Index("ix_pacs_instances_state_due_at", "state", "due_at"),
+)
+
+pacs_objects = Table(
+    "pacs_objects",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("instance_id", Integer, ForeignKey("pacs_instances.id"), nullable=False, index=True),
+    Column("result_id", String(64), ForeignKey("results.id"), nullable=False),
+    Column("modality", String(16), nullable=False),
+    Column("series_instance_uid", String(64), nullable=False),
+    Column("sop_instance_uid", String(64), nullable=False, unique=True),
+    Column("stored_at", DateTime(timezone=True), nullable=False),
 )

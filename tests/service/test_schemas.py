@@ -14,7 +14,15 @@ from service.openapi import document
 from service.schemas import RETRY_AFTER, STATUS, FindingAnswer, problem
 
 ROOM = Path(service.__file__).parent
-COMMANDS_ONLY = {"package_invalid", "config_invalid", "data_invalid", "output_exists"}
+COMMANDS_ONLY = {
+    "archive_unavailable",
+    "archive_refused",
+    "not_asked_for",
+    "package_invalid",
+    "config_invalid",
+    "data_invalid",
+    "output_exists",
+}
 REQUEST_PATH = ("access", "analysis", "api", "engine", "negotiation", "segmentation", "store", "wall", "wanted")
 
 

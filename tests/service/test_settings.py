@@ -49,6 +49,16 @@ def test_values_are_read() -> None:
     assert settings.database.parent == settings.tokens.parent == Path("/s")
 
 
+def test_lists_of_the_archive_are_separated_by_commas() -> None:
+    settings = read_settings(
+        {"OVERREAD_PACS_MODALITIES": "DX, CR,", "OVERREAD_PACS_RESULTS": "sr,sc", "OVERREAD_PACS_HOSTS": "a.b"}
+    )
+    assert settings.pacs_modalities == ("DX", "CR")
+    assert settings.pacs_results == ("sr", "sc")
+    assert settings.pacs_hosts == ("a.b",)
+    assert refusal_of(OVERREAD_PACS_RESULTS="sr,pdf").code == "config_invalid"
+
+
 def test_an_empty_value_is_as_if_unset() -> None:
     assert read_settings({"OVERREAD_THREADS": "", "OVERREAD_MODELS": ""}) == read_settings({})
 

@@ -1,0 +1,59 @@
+"""What is stored in the archive for one analysed instance: the objects that the settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydicom.dataset import Dataset
+
+from models.image import Image
+from service.answers import Reply
+from service.dicom_results import REPORT, Commit, Written, uids_of
+from service.schemas import SegmentationAnswer
+from service.segmentation import restore
+
+Earlier = Callable[[str, str], Written | None]
+"""Called with a modality and a SOP Instance UID: the object of that modality that was stored last, if it is another one."""
+
+
+def results(wanted: Sequence[str], image: Image, reply: Reply, commit: Commit, earlier: Earlier) -> list[Dataset]:
+    """Write the objects for an answer.
+
+    Parameters
+    ----------
+    wanted : sequence of str
+        Some of "sr", "seg" and "sc". There is no segmentation of a classification, nor where no object is called.
+    image : Image
+        The source.
+    reply : Reply
+        About it; its heatmap, where there is one, is drawn.
+    commit : Commit
+        Of the reply's verdict.
+    earlier : Earlier
+        What a report says that it takes the place of.
+
+    Returns
+    -------
+    list of Dataset
+        With their file meta information; the same arguments give the same bytes.
+
+    Raises
+    ------
+    Refusal
+        ``inconsistent_image`` or ``no_pixel_data`` if the header lacks what the objects must repeat of it.
+    """
+    # highdicom takes most of a second to import, and whoever only lists failures does not need it
+    from service.dicom_pictures import secondary_capture, segmentation_object
+    from service.dicom_report import structured_report
+
+    assert image.header is not None
+    answer = reply.answer()
+    written: list[Dataset] = []
+    if "sr" in wanted:
+        before = earlier(REPORT.modality, uids_of(REPORT, answer, commit).sop_instance_uid)
+        written.append(structured_report(image.header, answer, commit, before))
+    if "seg" in wanted and isinstance(answer, SegmentationAnswer) and answer.objects:
+        written.append(segmentation_object(image.header, answer, commit, restore(reply.stored.result).label_image))
+    if "sc" in wanted:
+        written.append(secondary_capture(image, answer, commit))
+    return written

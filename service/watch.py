@@ -1,0 +1,300 @@
+"""``overread watch``: what arrives in an archive is analysed, and the results are stored beside it.
+
+What was seen is committed together with how far the archive's log was read; a result is committed before it is sent; an
+object's UID follows from its verdict. So after a crash of either side every step can simply be done again: nothing is missed, and
+nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import cast
+
+from pydicom.dataset import Dataset
+
+from models.card import ModelCard
+from models.errors import Refusal
+from service.analysis import Site
+from service.arrivals import DONE, FAILED, SKIPPED, Arrival, Arrivals, Object, Position
+from service.dicom_results import Commit, Written, dicom_bytes, is_ours
+from service.dicomweb import Archive
+from service.outgoing import results
+from service.places import Header, Place, place_of
+from service.settings import Settings, drop_proxies, read_settings
+from service.store import Store
+from service.telemetry import logger
+from service.wall import Upload
+from service.wanted import Wanted
+
+LONGEST_PAUSE_SECONDS = 60.0
+LONGEST_DELAY_SECONDS = 600.0
+AWAY = frozenset({"archive_unavailable", "storage_full", "storage_unavailable"})
+"""Codes that say nothing about an instance: everything pauses, and no attempt is counted."""
+OUTSIDE = frozenset(
+    {
+        *("own_output", "no_pixel_data", "multi_frame", "modality_not_accepted", "body_part_not_accepted"),
+        *("view_not_accepted", "age_not_accepted", "too_small", "not_asked_for", "not_found"),
+    }
+)
+"""Codes of instances that are not for the model, or gone: skipped. Every other is a failure."""
+
+
+def asked_for(settings: Settings, header: Header) -> bool:
+    """Tell whether the rules of the settings ask for an instance; a rule that is not set lets everything pass."""
+    for keyword, values in (("Modality", settings.pacs_modalities), ("BodyPartExamined", settings.pacs_body_parts)):
+        if values and header.get(keyword, "").upper() not in {value.upper() for value in values}:
+            return False
+    for keywords, patterns in (
+        (("StationName",), settings.pacs_stations),
+        (("StudyDescription", "SeriesDescription"), settings.pacs_descriptions),
+    ):
+        texts = [header.get(keyword, "").lower() for keyword in keywords]
+        if patterns and not any(fnmatchcase(text, pattern.lower()) for text in texts for pattern in patterns):
+            return False
+    return True
+
+
+class Watch:
+    """Follows one archive for one site."""
+
+    def __init__(self, site: Site, archive: Archive) -> None:
+        self._site, self._archive, self._settings = site, archive, site.settings
+        self._arrivals = Arrivals(site.store)
+        self._pool = ThreadPoolExecutor(site.settings.threads, thread_name_prefix="overread-watch")
+        self._checked = False
+        card = site.predictor(site.settings.pacs_model).card
+        heatmap = "sc" in site.settings.pacs_results and isinstance(card, ModelCard)
+        self._wanted = Wanted(site.settings.pacs_model, heatmap=heatmap)
+
+    def close(self) -> None:
+        """Finish what is being analysed."""
+        self._pool.shutdown(wait=True)
+
+    def run(self, stop: threading.Event, *, once: bool = False) -> None:
+        """Follow the archive until ``stop``, or until there is nothing to do where ``once``."""
+        pause = 0.0
+        while not stop.is_set():
+            try:
+                busy, pause = self.step(), 0.0
+            except Refusal as refusal:
+                self._checked = False  # whatever comes back may have another log
+                pause = min(LONGEST_PAUSE_SECONDS, max(1.0, 2 * pause))
+                logger().warning("archive_pause", extra={"fields": {"code": refusal.code, "seconds": pause}})
+                stop.wait(pause * random.uniform(0.7, 1.0))  # noqa: S311  (so that several sites do not come back at once)
+                continue
+            if once and not busy:
+                return
+            if not busy:
+                stop.wait(self._settings.pacs_poll_seconds)
+
+    def step(self) -> bool:
+        """Read on in the log, then analyse some of what waits; return whether there may be more to do at once.
+
+        Raises
+        ------
+        Refusal
+            Where the archive or the disk is away; what was being done is done again later.
+        """
+        more = self._follow() if self._archive.has_log else self._poll()
+        batch = self._arrivals.due(4 * self._settings.threads)
+        futures = [self._pool.submit(self._attempt, arrival) for arrival in batch]
+        faults = [fault for future in futures if (fault := future.exception()) is not None]
+        if faults:
+            raise faults[0]
+        return more or bool(batch)
+
+    def _follow(self) -> bool:
+        position = self._arrivals.position()
+        if position is None and not self._settings.pacs_history:
+            last = self._archive.last_change()
+            position = Position(last.last, last.anchor)
+            self._arrivals.note([], position)
+        elif position is None or (not self._checked and not self._same_log(position)):
+            position = Position(0, "")
+            self._arrivals.note([], position)
+            logger().info("archive_read_from_start")
+        self._checked = True
+        page = self._archive.changes(position.sequence)
+        if not page.anchor:
+            return False
+        number = self._arrivals.note([Place(identifier) for _, identifier in page.arrived], Position(page.last, page.anchor))
+        if number:
+            logger().info("archive_arrivals", extra={"fields": {"number": number}})
+        return not page.done
+
+    def _same_log(self, position: Position) -> bool:
+        """Tell whether the archive still has the log that was read, rather than one that began anew or from a backup."""
+        if position.sequence == 0:
+            return True
+        page = self._archive.changes(position.sequence - 1, 1)
+        if not page.anchor:
+            return False  # it ends before; or the last study was deleted, and reading again only costs time
+        return page.last != position.sequence or page.anchor == position.anchor
+
+    def _poll(self) -> bool:
+        """Ask an archive without a log for its instances of the last days, and of those since it was last asked."""
+        today = datetime.now(UTC).date()
+        before = self._arrivals.position()
+        start = min(today, datetime.strptime(str(before.sequence), "%Y%m%d").replace(tzinfo=UTC).date()) if before else today
+        since = f"{start - timedelta(days=self._settings.pacs_days):%Y%m%d}"
+        found: list[Place] = []
+        for modality in self._settings.pacs_modalities or ("",):
+            offset = 0
+            while page := self._archive.search(since, offset, modality):
+                found += page
+                offset += len(page)
+        new = self._arrivals.unknown(found)
+        position = Position(int(f"{today:%Y%m%d}"), "")
+        if new or before != position:
+            self._arrivals.note(new, position, again=False)
+        if new:
+            logger().info("archive_arrivals", extra={"fields": {"number": len(new)}})
+        return False
+
+    def _attempt(self, arrival: Arrival) -> None:
+        if arrival.attempts >= self._settings.pacs_attempts:  # it took the process with it each time
+            self._give_up(arrival, "internal_error")
+            return
+        started = time.monotonic()
+        self._arrivals.begin(arrival.id)
+        try:
+            self._analyse(arrival)
+        except Refusal as refusal:
+            if refusal.code in AWAY:
+                self._arrivals.release(arrival.id)
+                raise
+            if refusal.code == "archive_refused":
+                self._again(arrival, refusal.code)
+            elif refusal.code in OUTSIDE:
+                self._arrivals.settle(arrival.id, SKIPPED, refusal.code)
+                _log(arrival, SKIPPED, refusal.code)
+            else:
+                self._give_up(arrival, refusal.code)
+        # Whatever one image can cause must not end the watch: it becomes a row that names its instance
+        except Exception as error:  # noqa: BLE001
+            logger().error("fault", extra={"fields": {"type": type(error).__name__}})
+            self._again(arrival, "internal_error")
+        else:
+            _log(arrival, DONE, "ok", ms=round(1000 * (time.monotonic() - started), 1))
+
+    def _again(self, arrival: Arrival, code: str) -> None:
+        """Wait before the next attempt, twice as long each time; after the last one it is a failure."""
+        if arrival.attempts + 1 >= self._settings.pacs_attempts:
+            self._give_up(arrival, code)
+        else:
+            self._arrivals.postpone(arrival.id, code, min(LONGEST_DELAY_SECONDS, 2.0**arrival.attempts))
+
+    def _give_up(self, arrival: Arrival, code: str) -> None:
+        self._arrivals.settle(arrival.id, FAILED, code)
+        _log(arrival, FAILED, code)
+
+    def _analyse(self, arrival: Arrival) -> None:
+        """Take one instance from the archive's header to the stored objects."""
+        header = self._archive.header(arrival.place)
+        # All that is_ours reads is there; a real data set would complain of values that are none
+        if is_ours(cast(Dataset, header)):
+            raise Refusal("own_output")
+        if "Rows" not in header:
+            raise Refusal("no_pixel_data")
+        if not asked_for(self._settings, header):
+            raise Refusal("not_asked_for")
+        place = place_of(arrival.place.reference, header)
+        upload = Upload(self._archive.retrieve(place), "application/dicom")
+        analysis = self._site.analyse(upload, self._wanted)
+        reply = self._site.conclude(analysis)
+        key = analysis.stored.result["id"]
+        at = self._site.store.decided_at(key, analysis.uid, analysis.limits_sha256)
+
+        def earlier(modality: str, uid: str) -> Written | None:
+            found = self._arrivals.latest(arrival.id, modality, uid)
+            return Written(found.series_instance_uid, found.sop_instance_uid) if found else None
+
+        commit = Commit(analysis.limits_sha256, at)
+        objects = results(self._settings.pacs_results, analysis.image, reply, commit, earlier)
+        if objects:
+            self._archive.store({str(item.SOPInstanceUID): dicom_bytes(item) for item in objects})
+        kept = [Object(str(item.Modality), str(item.SeriesInstanceUID), str(item.SOPInstanceUID)) for item in objects]
+        self._arrivals.settle(arrival.id, DONE, "", key, place, kept)
+
+
+def _log(arrival: Arrival, state: str, code: str, **more: float) -> None:
+    logger().info("archive_instance", extra={"fields": {"row": arrival.id, "state": state, "code": code} | more})
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Let one watch run at a time: two would do everything twice."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(state / "watch.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Refusal("config_invalid", "Another 'overread watch' uses this state folder.") from error
+    finally:
+        os.close(lock)
+
+
+def _list_failures(arrivals: Arrivals) -> int:
+    failures = arrivals.failures()
+    for item in failures:
+        times = f"seen {item.seen_at:%Y-%m-%d %H:%M}\tlast {item.updated_at:%Y-%m-%d %H:%M} UTC"
+        print(f"{item.id}\t{item.code}\t{item.attempts} attempts\t{times}")
+    states = ", ".join(f"{number} {state}" for state, number in arrivals.counts().items())
+    print(f"overread watch: {states}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread watch``."""
+    parser = argparse.ArgumentParser(
+        prog="overread watch",
+        description="Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up.",
+        epilog="example: OVERREAD_PACS_URL=http://127.0.0.1:8042/dicom-web "
+        "OVERREAD_PACS_ORTHANC_URL=http://127.0.0.1:8042 overread watch",
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--once", action="store_true", help="end when there is nothing to do")
+    chosen.add_argument("--failures", action="store_true", help="list what was given up; the exit code is 1 if there is any")
+    chosen.add_argument(
+        "--replay", nargs="*", type=int, metavar="NUMBER", help="try failures again, all or those of these numbers"
+    )
+    options = parser.parse_args(argv)
+    settings = read_settings()
+    if options.failures or options.replay is not None:
+        store = Store(settings.database)
+        try:
+            arrivals = Arrivals(store)
+            if options.failures:
+                return _list_failures(arrivals)
+            print(f"{arrivals.replay(options.replay or None)} will be tried again")
+            return 0
+        finally:
+            store.close()
+    drop_proxies()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with _alone(settings.state):
+        archive, site = Archive(settings), Site(settings)
+        watch = Watch(site, archive)
+        try:
+            watch.run(stop, once=options.once)
+            return 1 if options.once and Arrivals(site.store).failures() else 0
+        finally:
+            watch.close()
+            archive.close()
+            site.close()

@@ -1,0 +1,108 @@
+"""An archive in memory, in the place of the real client: it fails where and when a test says so."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pydicom
+
+from models.errors import Refusal
+from service.dicomweb import Changes
+from service.places import Header, Place
+from tests.models.dicom_files import dicom, ramp
+
+
+def chest(number: int, **attributes: Any) -> bytes:
+    """A chest X-ray of its own study; the same number gives the same bytes."""
+    uids = {"SOPInstanceUID": f"2.25.{number}", "StudyInstanceUID": f"2.25.1{number}", "SeriesInstanceUID": f"2.25.2{number}"}
+    return dicom(ramp(64, 80), 12, **(uids | {"WindowCenter": 2000 + number, "WindowWidth": 3000} | attributes))
+
+
+class MemoryArchive:
+    """Behaves as :class:`service.dicomweb.Archive` before an Orthanc."""
+
+    has_log = True
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.log: list[tuple[int, str]] = []
+        self.sequence = 0
+        self.stored: list[str] = []  # each STOW of an object that was not there
+        self.sent = 0  # each STOW of an object
+        self.calls: list[str] = []
+        self.faults: dict[str, list[Callable[[], None]]] = {}
+
+    def arrive(self, data: bytes) -> str:
+        """Take an instance as a scanner sends it; one that is there already leaves no trace, as Orthanc has it."""
+        identifier = "id-" + str(pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).SOPInstanceUID)
+        if identifier not in self.files:
+            self.change(identifier, data)
+        return identifier
+
+    def change(self, identifier: str, data: bytes) -> None:
+        self.files[identifier] = data
+        self.sequence += 1
+        self.log.append((self.sequence, identifier))
+
+    def fail(self, method: str, times: int, code: str = "archive_unavailable") -> None:
+        """Let a method fail that often."""
+
+        def refuse() -> None:
+            raise Refusal(code)
+
+        self.faults.setdefault(method, []).extend([refuse] * times)
+
+    def _call(self, method: str) -> None:
+        self.calls.append(method)
+        if faults := self.faults.get(method):
+            faults.pop(0)()
+
+    def changes(self, since: int, limit: int = 3) -> Changes:
+        self._call("changes")
+        later = [entry for entry in self.log if entry[0] > since]
+        page = later[:limit]
+        if not page:
+            return Changes((), self.log[-1][0] if self.log else 0, "", True)
+        return Changes(tuple(page), page[-1][0], page[-1][1], len(page) == len(later))
+
+    def last_change(self) -> Changes:
+        self._call("last_change")
+        return Changes((), *(self.log[-1] if self.log else (0, "")), True)
+
+    def search(self, since: str, offset: int, modality: str = "") -> list[Place]:
+        self._call("search")
+        places = []
+        for data in self.files.values():
+            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+            if not modality or header.Modality == modality:
+                uids = (header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID)
+                places.append(Place(str(header.SOPInstanceUID), *map(str, uids)))
+        return places[offset : offset + 2]
+
+    def header(self, place: Place) -> Header:
+        self._call("header")
+        data = self.files.get(place.reference) or self.files.get("id-" + place.reference)
+        if data is None:
+            raise Refusal("not_found")
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+        return {element.keyword: str(element.value) for element in header if element.VR != "SQ"}
+
+    def retrieve(self, place: Place) -> bytes:
+        self._call("retrieve")
+        return self.files["id-" + place.sop_instance_uid]
+
+    def store(self, objects: dict[str, bytes]) -> None:
+        self._call("store")
+        self.sent += len(objects)
+        for data in objects.values():
+            if self.arrive(data) not in self.stored:
+                self.stored.append(self.arrive(data))
+        if faults := self.faults.get("stored"):  # after it was stored, before the answer
+            faults.pop(0)()
+
+    def results_for(self, number: int) -> list[pydicom.Dataset]:
+        """Return the objects in the study of a chest."""
+        found = [pydicom.dcmread(io.BytesIO(self.files[identifier])) for identifier in self.stored]
+        return [item for item in found if item.StudyInstanceUID == f"2.25.1{number}"]

@@ -1,0 +1,327 @@
+"""The client: what it asks, what it believes, what it never follows; against real sockets on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import Refusal
+from service.dicomweb import Archive, check_url
+from service.places import Place
+from service.settings import PROXIES, Settings
+from tests.conftest import free_port
+
+PLACE = Place("one", "1.2", "1.3", "1.4")
+WADO = "/dicom-web/studies/1.2/series/1.3/instances/1.4"
+Answer = tuple[int, str, bytes]
+
+
+class Peer:
+    """An HTTP server that answers each path as told, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.location = ""
+        self.delay = 0.0
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                peer.asked.append((self.command, self.path, headers, body))
+                time.sleep(peer.delay)
+                status, kind, content = peer.answers.get(self.path, (404, "text/plain", b"CANARY"))
+                self.send_response(status)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(len(content)))
+                if peer.location:
+                    self.send_header("location", peer.location)
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_GET  # noqa: N815  (the name that the library calls)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                """A client that had enough and closed is no error."""
+
+        self.server = Quiet(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+
+    def json(self, path: str, document: Any, status: int = 200) -> None:
+        self.answers[path] = (status, "application/dicom+json", json.dumps(document).encode())
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[[], Peer]]:
+    started: list[Peer] = []
+
+    def start() -> Peer:
+        started.append(Peer())
+        return started[-1]
+
+    yield start
+    for peer in started:
+        peer.close()
+
+
+@pytest.fixture
+def peer(peers: Callable[[], Peer]) -> Peer:
+    return peers()
+
+
+@pytest.fixture
+def connect(peer: Peer) -> Iterator[Callable[..., Archive]]:
+    archives: list[Archive] = []
+
+    def connect(orthanc: bool = True, **settings: Any) -> Archive:
+        given = {"pacs_url": f"{peer.url}/dicom-web", "pacs_timeout_seconds": 20.0}
+        given |= {"pacs_orthanc_url": peer.url} if orthanc else {}
+        archives.append(Archive(Settings.model_validate(given | settings)))
+        return archives[-1]
+
+    yield connect
+    for archive in archives:
+        archive.close()
+
+
+def code(call: Callable[[], Any]) -> str:
+    with pytest.raises(Refusal) as caught:
+        call()
+    assert "CANARY" not in str(caught.value)
+    assert "1.4" not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+    return caught.value.code
+
+
+def related(*contents: bytes, end: bytes = b"--edge--\r\n") -> Answer:
+    head = b"--edge\r\nContent-Type: application/dicom\r\nContent-Length: 3\r\n\r\n"
+    body = b"".join(head + content + b"\r\n" for content in contents) + end
+    return 200, 'multipart/related; type="application/dicom"; boundary=edge', body
+
+
+def change(number: int, kind: str = "NewInstance") -> dict[str, Any]:
+    return {"ChangeType": kind, "ID": f"id{number}", "Seq": number, "ResourceType": "Instance"}
+
+
+def test_changes(peer: Peer, connect: Any) -> None:
+    peer.json(
+        "/changes?since=4&limit=200", {"Changes": [change(5), change(6, "StableStudy"), change(9)], "Done": False, "Last": 9}
+    )
+    peer.json("/changes?since=9&limit=200", {"Changes": [], "Done": True, "Last": 9})
+    peer.json("/changes?last", {"Changes": [change(7, "NewStudy")], "Done": True, "Last": 7})
+    archive = connect()
+    page = archive.changes(4)
+    assert (page.arrived, page.last, page.anchor, page.done) == (((5, "id5"), (9, "id9")), 9, "id9", False)
+    assert archive.changes(9).anchor == ""
+    assert (archive.last_change().last, archive.last_change().anchor) == (7, "id7")
+
+
+@pytest.mark.parametrize("document", [[], {}, {"Changes": 5}, {"Changes": [{}], "Last": 1, "Done": True}, "x", None])
+def test_a_malformed_log(peer: Peer, connect: Any, document: Any) -> None:
+    peer.json("/changes?since=0&limit=200", document)
+    assert code(lambda: connect().changes(0)) == "archive_refused"
+
+
+def test_headers_from_orthanc_and_from_dicomweb(peer: Peer, connect: Any) -> None:
+    peer.json("/instances/one/simplified-tags", {"Modality": "DX ", "Rows": "10", "Sequence": [{"a": "b"}]})
+    assert connect().header(PLACE) == {"Modality": "DX", "Rows": "10"}
+    item = {
+        "00080060": {"vr": "CS", "Value": ["DX"]},
+        "00280010": {"vr": "US", "Value": [10]},
+        "00100010": {"vr": "PN", "Value": [{"Alphabetic": "CANARY"}]},
+        "00091001": {"vr": "LO", "Value": ["private"]},
+        "00080016": {"vr": "UI"},
+        "nonsense": 5,
+    }
+    peer.json(f"{WADO}/metadata", [item])
+    assert connect(orthanc=False).header(PLACE) == {"Modality": "DX", "Rows": "10"}
+    peer.json(f"{WADO}/metadata", [])
+    assert code(lambda: connect(orthanc=False).header(PLACE)) == "archive_refused"
+
+
+def test_search(peer: Peer, connect: Any) -> None:
+    names = {"0020000D": "1.2", "0020000E": "1.3", "00080018": "1.4"}
+    item = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in names.items()}
+    peer.json("/dicom-web/instances?StudyDate=20260101-&limit=200&offset=0&Modality=DX%26x", [item, {}])
+    assert connect(orthanc=False).search("20260101", 0, "DX&x") == [Place("1.4", "1.2", "1.3", "1.4")]
+    peer.answers["/dicom-web/instances?StudyDate=20260101-&limit=200&offset=0"] = (204, "", b"")
+    assert connect(orthanc=False).search("20260101", 0) == []
+
+
+def test_retrieve(peer: Peer, connect: Any) -> None:
+    peer.answers[WADO] = related(b"abc")
+    assert connect().retrieve(PLACE) == b"abc"
+    assert peer.asked[0][2]["accept"] == 'multipart/related; type="application/dicom"; transfer-syntax=*'
+    assert peer.asked[0][2]["accept-encoding"] == "identity"
+    peer.answers[WADO] = (200, "application/dicom", b"abc")
+    assert connect().retrieve(PLACE) == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ((404, "text/plain", b"CANARY"), "not_found"),
+        ((410, "text/plain", b"CANARY"), "not_found"),
+        ((400, "text/plain", b"CANARY"), "archive_refused"),
+        ((500, "text/plain", b"CANARY"), "archive_refused"),
+        ((503, "text/plain", b"CANARY"), "archive_unavailable"),
+        ((401, "text/plain", b"CANARY"), "archive_unavailable"),
+        ((429, "text/plain", b"CANARY"), "archive_unavailable"),
+        ((200, "text/html", b"CANARY"), "archive_refused"),
+        ((200, "multipart/related", b"CANARY"), "archive_refused"),
+        (related(), "archive_refused"),
+        (related(b"a", b"b"), "archive_refused"),
+        (related(b"CANARY", end=b""), "archive_refused"),
+        (related(b"x" * 2000), "too_large"),
+        (related(b"x" * 100_000), "too_large"),
+    ],
+)
+def test_answers_that_are_no_instance(peer: Peer, connect: Any, answer: Answer, expected: str) -> None:
+    peer.answers[WADO] = answer
+    assert code(lambda: connect(max_body_bytes=1024).retrieve(PLACE)) == expected
+
+
+@pytest.mark.parametrize("uid", ["", "1.2/../../changes", "1.2?x", "CANARY", "1" * 65])
+def test_no_path_is_built_from_what_is_no_uid(peer: Peer, connect: Any, uid: str) -> None:
+    assert code(lambda: connect().retrieve(Place("one", uid, "1.3", "1.9"))) == "inconsistent_image"
+    assert peer.asked == []
+
+
+def stored(*uids: str, failed: tuple[tuple[str, int], ...] = ()) -> dict[str, Any]:
+    def item(uid: str, reason: int | None = None) -> dict[str, Any]:
+        named: dict[str, Any] = {"00081155": {"vr": "UI", "Value": [uid]}}
+        return named | ({} if reason is None else {"00081197": {"vr": "US", "Value": [reason]}})
+
+    return {
+        "00081199": {"vr": "SQ", "Value": [item(uid) for uid in uids]},
+        "00081198": {"vr": "SQ", "Value": [item(*entry) for entry in failed]} if failed else {"vr": "SQ"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "fine"),
+    [
+        (200, stored("1.1", "1.2"), True),
+        (200, {}, True),
+        (202, stored("1.1", "1.2"), True),
+        (200, stored("1.1", failed=(("1.2", 0xA700),)), False),
+        (200, stored(failed=(("1.1", 0x0111), ("1.2", 0x0111))), True),
+        (409, stored(failed=(("1.1", 0x0111), ("1.2", 0x0111))), True),
+        (202, stored("1.1", failed=(("1.2", 0x0111),)), True),
+        (200, stored("1.1"), False),
+        (202, {}, False),
+        (409, stored(failed=(("1.1", 0xC000), ("1.2", 0xC000))), False),
+        (400, stored(), False),
+        (200, {"00081199": 5}, False),
+        (200, [], False),
+    ],
+)
+def test_store_believes_nothing_but_each_instance(peer: Peer, connect: Any, status: int, document: Any, fine: bool) -> None:
+    peer.json("/dicom-web/studies", document, status)
+    archive = connect()
+    if fine:
+        archive.store({"1.1": b"first", "1.2": b"second"})
+    else:
+        assert code(lambda: archive.store({"1.1": b"first", "1.2": b"second"})) == "archive_refused"
+    method, _, headers, body = peer.asked[0]
+    assert method == "POST"
+    assert headers["content-type"].startswith('multipart/related; type="application/dicom"; boundary=')
+    assert body.count(b"Content-Type: application/dicom\r\n\r\n") == 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(peer: Peer, peers: Callable[[], Peer], connect: Any, status: int) -> None:
+    other = peers()
+    peer.location = f"{other.url}/elsewhere"
+    peer.answers = dict.fromkeys((WADO, "/changes?last", "/dicom-web/studies"), (status, "text/plain", b""))
+    archive = connect()
+    for call in (lambda: archive.retrieve(PLACE), archive.last_change, lambda: archive.store({"1.1": b"x"})):
+        assert code(call) == "archive_unavailable"
+    assert other.asked == []
+    assert len(peer.asked) == 3, "the control: the archive itself was asked"
+
+
+def test_no_proxy_is_used(peer: Peer, peers: Callable[[], Peer], connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = peers()
+    for name in PROXIES:
+        monkeypatch.setenv(name, other.url)
+    peer.json("/changes?last", {"Changes": [], "Done": True, "Last": 0})
+    assert connect().last_change().last == 0
+    assert other.asked == []
+
+
+def test_an_archive_that_is_not_there_or_silent(peer: Peer, connect: Any) -> None:
+    gone = f"http://127.0.0.1:{free_port()}"
+    assert code(lambda: connect(pacs_orthanc_url=gone).last_change()) == "archive_unavailable"
+    peer.delay = 3
+    assert code(lambda: connect(pacs_timeout_seconds=0.2).last_change()) == "archive_unavailable"
+
+
+def test_credentials_come_from_files(peer: Peer, connect: Any, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret word\n")
+    (tmp_path / "token").write_text("abc")
+    peer.json("/changes?last", {"Changes": [], "Done": True, "Last": 0})
+    connect(pacs_user="me", pacs_password_file=tmp_path / "password").last_change()
+    connect(pacs_token_file=tmp_path / "token").last_change()
+    assert [headers["authorization"] for _, _, headers, _ in peer.asked] == ["Basic bWU6c2VjcmV0IHdvcmQ=", "Bearer abc"]
+    (tmp_path / "token").write_text("two\nlines")
+    for setting in ({"pacs_token_file": tmp_path / "token"}, {"pacs_token_file": tmp_path / "none"}):
+        with pytest.raises(Refusal, match="OVERREAD_PACS_TOKEN_FILE"):
+            connect(**setting)
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "allowed"),
+    [
+        ("http://127.0.0.1:8042", True, True),
+        ("http://localhost/dicom-web", False, True),
+        ("https://pacs.example:8043/x", True, True),
+        ("http://pacs.example", False, True),
+        ("http://pacs.example", True, False),
+        ("https://other.example", False, False),
+        ("https://pacs.example.other.example", False, False),
+        ("https://user:word@pacs.example", False, False),
+        ("https://pacs.example/?x=1", False, False),
+        ("https://pacs.example:port", False, False),
+        ("ftp://pacs.example", False, False),
+        ("file:///etc/passwd", False, False),
+        ("", False, False),
+    ],
+)
+def test_hosts_are_allowed_by_name(url: str, secret: bool, allowed: bool) -> None:
+    if allowed:
+        check_url(url, ("pacs.example",), secret)
+    else:
+        with pytest.raises(Refusal) as caught:
+            check_url(url, ("pacs.example",), secret)
+        assert caught.value.code == "config_invalid"
+
+
+def test_an_archive_without_an_address_or_with_broken_certificates(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("no certificate")
+    for settings in (Settings(), Settings(pacs_url="https://127.0.0.1:1/dicom-web", pacs_ca_file=broken)):
+        with pytest.raises(Refusal) as caught:
+            Archive(settings)
+        assert caught.value.code == "config_invalid"
