@@ -9,9 +9,17 @@ import shapely
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from models.errors import Refusal
 from models.objects import Segmentation
 
 Floats = NDArray[np.float64]
+
+SPACINGS_MM = 1e-6, 1e3
+"""A pixel may be this large: no microscope or camera goes beyond, and what is derived stays a number."""
+MAX_CUTS = 50_000_000
+"""Vertices to be compared with objects, over all regions of an image: some ten seconds; what people draw needs a tenth."""
+OVERHEAD = 200
+"""Vertices that take as long as what cutting an object costs anyway."""
 
 
 def quantities(
@@ -28,11 +36,11 @@ class Measured:
     ----------
     segmentation : Segmentation
     spacing_mm : (float, float) or None
-        Distance of the image's rows and of its columns; values that are not positive and finite count as unknown.
+        Distance of the image's rows and of its columns; values outside :data:`SPACINGS_MM` count as unknown.
     """
 
     def __init__(self, segmentation: Segmentation, spacing_mm: tuple[float, float] | None) -> None:
-        known = spacing_mm is not None and all(np.isfinite(value) and value > 0 for value in spacing_mm)
+        known = spacing_mm is not None and all(SPACINGS_MM[0] <= value <= SPACINGS_MM[1] for value in spacing_mm)
         self.spacing_um = (1000 * spacing_mm[0], 1000 * spacing_mm[1]) if known and spacing_mm is not None else None
         left, top = segmentation.origin
         rows, columns = segmentation.label_image.shape
@@ -46,6 +54,7 @@ class Measured:
         self.eccentricity = _eccentricity(moments * (column**2, row**2, row * column))
         self.nearest_px = _nearest(self.centroid)
         self.nearest_um = _nearest(self.centroid * (column, row))
+        self._cuts_left = MAX_CUTS
 
     def within(self, region: Floats | None) -> dict[str, Any]:
         """Summarise the whole, or a region.
@@ -61,6 +70,11 @@ class Measured:
             ``count``; ``density_per_mm2`` where the spacing is known, else ``density_per_megapixel``; ``area_fraction``;
             ``area_px``, ``eccentricity`` and ``solidity`` (each mean, sd, q1, median, q3); ``nearest_neighbour_px`` (q1, median,
             q3); where the spacing is known ``area_um2`` and ``nearest_neighbour_um`` too. None where a value is not defined.
+
+        Raises
+        ------
+        Refusal
+            ``bad_request`` if the regions so far have :data:`MAX_CUTS` vertices to be compared with objects, and more.
         """
         ground: shapely.Geometry = self.segmented
         inside: NDArray[np.bool_] = np.ones(len(self.area), np.bool_)
@@ -92,6 +106,9 @@ class Measured:
         """Return the area of each object's part inside a prepared region."""
         covered = np.where(shapely.contains_properly(ground, self.polygons), self.area, 0.0)
         cut = (covered == 0) & shapely.intersects(ground, self.polygons)
+        self._cuts_left -= int(np.count_nonzero(cut)) * (int(shapely.get_num_coordinates(ground)) + OVERHEAD)
+        if self._cuts_left < 0:
+            raise Refusal("bad_request", "The regions' outlines cut too many objects; draw them with fewer vertices.")
         covered[cut] = shapely.area(shapely.intersection(ground, self.polygons[cut]))
         return covered
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.errors import Refusal
 from models.objects import Segmentation
 from models.quantities import Measured, quantities
 from models.separation import describe, outlines
@@ -104,6 +105,36 @@ def test_units_follow_the_spacing() -> None:
     assert found["nearest_neighbour_px"]["q3"] == 35
     for unknown in (None, (0.0, 0.001), (0.001, -1.0), (np.nan, 0.001), (np.inf, 0.001)):
         assert "density_per_megapixel" in quantities(segmentation(squares((0, 0))), unknown)
+
+
+@pytest.mark.parametrize("value", [1e-308, 1e-200, 1e-7, 0.0, -1.0, 1e4, 1e160, 1e308, np.inf, np.nan])
+def test_a_spacing_that_no_image_has_is_unknown(value: float) -> None:
+    found = segmentation(squares((0, 0), (30, 40)))
+    for spacing in ((value, 1e-3), (1e-3, value), (value, value)):
+        assert quantities(found, spacing) == quantities(found, None)
+    for extreme in (1e-6, 1e3):  # the limits belong to what is known
+        assert np.isfinite(quantities(found, (extreme, extreme))["density_per_mm2"])
+
+
+def comb(teeth: int, width: float, height: float) -> np.ndarray:
+    """Return a polygon whose teeth, as wide as the gaps between them, hang from the upper edge."""
+    left = np.arange(teeth)[:, None] * (width / teeth)
+    x = left + np.array([0.0, 0.0, 0.5, 0.5]) * (width / teeth)
+    y = np.broadcast_to([1.0, height, height, 1.0], x.shape)
+    return np.concatenate([np.stack([x.ravel(), y.ravel()], axis=1), [[width, 1.0], [width, 0.0], [0.0, 0.0]]])
+
+
+def test_regions_that_cut_everything_many_times_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comb of 400 vertices through each of 2,500 objects costs more than a thousand outlines as people draw them."""
+    monkeypatch.setattr("models.quantities.MAX_CUTS", 500_000)
+    found = segmentation(np.kron(np.arange(1, 2501).reshape(50, 50), np.pad(np.ones((4, 4), np.int32), 1)))
+    outline = np.array([[0.0, 0.0], [250.0, 1.0], [251.0, 250.0]])
+    assert Measured(found, None).within(outline)["count"] > 800
+    with pytest.raises(Refusal, match="fewer vertices"):
+        Measured(found, None).within(comb(100, 300, 300))
+    measured = Measured(found, None)
+    with pytest.raises(Refusal, match="fewer vertices"):  # many small ones are as much work
+        list(map(measured.within, [outline] * 100))
 
 
 def test_an_object_belongs_to_the_region_of_its_centroid() -> None:
