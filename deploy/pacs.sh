@@ -14,6 +14,7 @@ echo change-me > "$state/pacs/password"
 export OVERREAD_PACS_URL=http://127.0.0.1:8042/dicom-web OVERREAD_PACS_ORTHANC_URL=http://127.0.0.1:8042
 export OVERREAD_PACS_USER=overread OVERREAD_PACS_PASSWORD_FILE="$state/pacs/password"
 export OVERREAD_PACS_RESULTS=${OVERREAD_PACS_RESULTS:-sr,sc} OVERREAD_PACS_POLL_SECONDS=1
+export OVERREAD_PACS_HISTORY=true  # the example may come before the watch has looked for the first time
 started=()
 trap 'kill "${started[@]}" 2>/dev/null || true; wait' EXIT
 (cd "$state/pacs" && exec Orthanc "$configuration" > orthanc.log 2>&1) & started+=($!)
@@ -23,8 +24,6 @@ until curl -sf -u overread:change-me http://127.0.0.1:8042/system > "$state/pacs
 done
 overread watch 2> "$state/pacs/watch.log" & started+=($!)
 overread serve --port "${PORT:-3000}" & started+=($!)
-until grep -q . <(curl -s -u overread:change-me http://127.0.0.1:8042/changes?last) && [[ -e "$state/overread.sqlite3" ]]; do sleep 0.3; done
-sleep 3  # the watch begins with what arrives once it has looked
 overread example --out "$state/pacs" > "$state/pacs/examples.txt"
 storescu -aec ORTHANC 127.0.0.1 4242 "$state/pacs/chest-phantom.dcm"
 echo "pacs: a drawn chest was sent; its study, with our results in a minute at most: http://127.0.0.1:8042/app/explorer.html (overread, change-me)"

@@ -116,6 +116,17 @@ def test_the_body_is_never_held(client: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert len(response.json()[STORED]["Value"]) == 5
 
 
+def test_our_own_picture_is_not_analysed_again(client: Any) -> None:
+    header = {"Manufacturer": "Overread", "ManufacturerModelName": "Overread results"}
+    response = send(client, body(chest(1, **header)))
+    assert response.status_code == 409
+    (item,) = response.json()[FAILED]["Value"]
+    assert value(item, "00091003") == "own_output"
+    refused = client.predict(chest(1, **header), "application/dicom")
+    assert (refused.status_code, refused.json()["code"]) == (422, "own_output")
+    assert client.predict(chest(1, Manufacturer="Overread"), "application/dicom").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("content", "media_type", "status", "code"),
     [

@@ -69,6 +69,7 @@ def test_the_settings_say_what_is_stored(start: Any, archive: MemoryArchive) -> 
     settle(start(pacs_results=("sc", "sr", "seg")))
     assert {item.Modality for item in archive.results_for(1)} == {"SR", "OT"}
     assert len({item.SeriesInstanceUID for item in archive.results_for(1)}) == 2
+    assert archive.calls.count("retrieve") == 1, "our own picture is known by its header alone"
 
 
 def test_twenty_times_is_once(start: Any, archive: MemoryArchive) -> None:
@@ -125,18 +126,20 @@ def test_what_came_while_the_watch_was_away(start: Any, archive: MemoryArchive) 
     assert [len(archive.results_for(number)) for number in range(1, 8)] == [1] * 7
 
 
-def test_an_archive_whose_log_began_anew(start: Any, archive: MemoryArchive) -> None:
-    for number in range(1, 5):
+@pytest.mark.parametrize("last", [4, 12])
+def test_an_archive_whose_log_began_anew(start: Any, archive: MemoryArchive, last: int) -> None:
+    """The new log may end before the place that was read, or go on beyond it."""
+    for number in range(1, 4):
         archive.arrive(chest(number))
     settle(start())
     archive.files.clear()
     archive.log.clear()
     archive.stored.clear()
     archive.sequence = 0
-    for number in range(3, 9):
+    for number in range(2, last + 1):
         archive.arrive(chest(number))
     settle(start())
-    assert [len(archive.results_for(number)) for number in range(3, 9)] == [1] * 6
+    assert [len(archive.results_for(number)) for number in range(2, last + 1)] == [1] * (last - 1)
 
 
 def test_the_same_log_is_not_read_again(start: Any, archive: MemoryArchive) -> None:
