@@ -12,6 +12,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("models.batch:main", "predict for files or folders, without a server"),
     "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
     "watch": ("service.watch:main", "analyse what arrives in an archive (PACS) and store the results there"),
+    "folder": ("service.folders:main", "analyse a folder of DICOM files into a folder of results, as a router's module"),
     "token": ("service.access:main", "create a bearer token"),
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
     "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),

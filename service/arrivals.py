@@ -16,6 +16,13 @@ from service.tables import pacs_instances, pacs_objects, pacs_positions
 
 WAITING, DONE, SKIPPED, FAILED = STATES = ("waiting", "done", "skipped", "failed")
 """To be analysed and stored; stored in the archive; not to be analysed, with the reason; given up, with the reason."""
+OUTSIDE = frozenset(
+    {
+        *("own_output", "no_pixel_data", "multi_frame", "modality_not_accepted", "body_part_not_accepted"),
+        *("view_not_accepted", "age_not_accepted", "too_small", "not_asked_for", "not_found"),
+    }
+)
+"""Codes of instances that are not for the model, or gone: skipped. Every other is a failure."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is stored in the archive for one analysed instance: the objects that the settings ask for."""
+"""From an instance's file to the committed result and the objects that the settings ask for, for the watch and for folders."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 
 from pydicom.dataset import Dataset
 
+from models.card import ModelCard
 from models.image import Image
+from service.analysis import Site
 from service.answers import Reply
 from service.dicom_results import REPORT, Commit, Written, uids_of
 from service.schemas import SegmentationAnswer
 from service.segmentation import restore
+from service.wall import Upload
+from service.wanted import Wanted
 
 Earlier = Callable[[str, str], Written | None]
 """Called with a modality and a SOP Instance UID: the object of that modality that was stored last, if it is another one."""
@@ -57,3 +61,20 @@ def results(wanted: Sequence[str], image: Image, reply: Reply, commit: Commit, e
     if "sc" in wanted:
         written.append(secondary_capture(image, answer, commit))
     return written
+
+
+def analyse(site: Site, data: bytes, earlier: Earlier) -> tuple[Reply, list[Dataset]]:
+    """Analyse a DICOM file with the model of ``pacs_model``, commit the result, and write the objects of ``pacs_results``.
+
+    Raises
+    ------
+    Refusal
+        As :meth:`service.analysis.Site.analyse`, :meth:`service.analysis.Site.conclude` and :func:`results`.
+    """
+    settings = site.settings
+    heatmap = "sc" in settings.pacs_results and isinstance(site.predictor(settings.pacs_model).card, ModelCard)
+    analysis = site.analyse(Upload(data, "application/dicom"), Wanted(settings.pacs_model, heatmap=heatmap))
+    reply = site.conclude(analysis)
+    limits = analysis.limits_sha256
+    at = site.store.decided_at(reply.stored.result["id"], analysis.uid, limits)
+    return reply, results(settings.pacs_results, analysis.image, reply, Commit(limits, at), earlier)

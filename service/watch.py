@@ -25,31 +25,21 @@ from typing import cast
 
 from pydicom.dataset import Dataset
 
-from models.card import ModelCard
 from models.errors import Refusal
 from service.analysis import Site
-from service.arrivals import DONE, FAILED, SKIPPED, Arrival, Arrivals, Object, Position
-from service.dicom_results import Commit, Written, dicom_bytes, is_ours
+from service.arrivals import DONE, FAILED, OUTSIDE, SKIPPED, Arrival, Arrivals, Object, Position
+from service.dicom_results import Written, dicom_bytes, is_ours
 from service.dicomweb import Archive
-from service.outgoing import results
+from service.outgoing import analyse
 from service.places import Header, Place, place_of
 from service.settings import Settings, drop_proxies, read_settings
 from service.store import Store
 from service.telemetry import logger
-from service.wall import Upload
-from service.wanted import Wanted
 
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_DELAY_SECONDS = 600.0
 AWAY = frozenset({"archive_unavailable", "storage_full", "storage_unavailable"})
 """Codes that say nothing about an instance: everything pauses, and no attempt is counted."""
-OUTSIDE = frozenset(
-    {
-        *("own_output", "no_pixel_data", "multi_frame", "modality_not_accepted", "body_part_not_accepted"),
-        *("view_not_accepted", "age_not_accepted", "too_small", "not_asked_for", "not_found"),
-    }
-)
-"""Codes of instances that are not for the model, or gone: skipped. Every other is a failure."""
 
 
 def asked_for(settings: Settings, header: Header) -> bool:
@@ -75,9 +65,7 @@ class Watch:
         self._arrivals = Arrivals(site.store)
         self._pool = ThreadPoolExecutor(site.settings.threads, thread_name_prefix="overread-watch")
         self._checked = False
-        card = site.predictor(site.settings.pacs_model).card
-        heatmap = "sc" in site.settings.pacs_results and isinstance(card, ModelCard)
-        self._wanted = Wanted(site.settings.pacs_model, heatmap=heatmap)
+        site.predictor(site.settings.pacs_model)  # a model that is not there is no instance's fault
 
     def close(self) -> None:
         """Finish what is being analysed."""
@@ -212,22 +200,16 @@ class Watch:
         if not asked_for(self._settings, header):
             raise Refusal("not_asked_for")
         place = place_of(arrival.place.reference, header)
-        upload = Upload(self._archive.retrieve(place), "application/dicom")
-        analysis = self._site.analyse(upload, self._wanted)
-        reply = self._site.conclude(analysis)
-        key = analysis.stored.result["id"]
-        at = self._site.store.decided_at(key, analysis.uid, analysis.limits_sha256)
 
         def earlier(modality: str, uid: str) -> Written | None:
             found = self._arrivals.latest(arrival.id, modality, uid)
             return Written(found.series_instance_uid, found.sop_instance_uid) if found else None
 
-        commit = Commit(analysis.limits_sha256, at)
-        objects = results(self._settings.pacs_results, analysis.image, reply, commit, earlier)
+        reply, objects = analyse(self._site, self._archive.retrieve(place), earlier)
         if objects:
             self._archive.store({str(item.SOPInstanceUID): dicom_bytes(item) for item in objects})
         kept = [Object(str(item.Modality), str(item.SeriesInstanceUID), str(item.SOPInstanceUID)) for item in objects]
-        self._arrivals.settle(arrival.id, DONE, "", key, place, kept)
+        self._arrivals.settle(arrival.id, DONE, "", reply.stored.result["id"], place, kept)
 
 
 def _log(arrival: Arrival, state: str, code: str, **more: float) -> None:
@@ -262,9 +244,9 @@ def main(argv: list[str]) -> int:
     """Run ``overread watch``."""
     parser = argparse.ArgumentParser(
         prog="overread watch",
-        description="Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up.",
-        epilog="example: OVERREAD_PACS_URL=http://127.0.0.1:8042/dicom-web "
-        "OVERREAD_PACS_ORTHANC_URL=http://127.0.0.1:8042 overread watch",
+        description="Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up; the settings "
+        "OVERREAD_PACS_URL and, before an Orthanc, OVERREAD_PACS_ORTHANC_URL say where the archive is.",
+        epilog="example: overread watch --failures",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--once", action="store_true", help="end when there is nothing to do")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from models.errors import CODES, Refusal
-from service.arrivals import Arrivals, Position
+from service.arrivals import OUTSIDE, Arrivals, Position
 from service.dicom_results import is_ours
 from service.settings import Settings
-from service.watch import AWAY, OUTSIDE, Watch, asked_for, main
+from service.watch import AWAY, Watch, asked_for, main
 from tests.service.archives import MemoryArchive, chest
 
 

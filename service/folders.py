@@ -1,0 +1,89 @@
+"""``overread folder``: a folder of DICOM files in, a folder of result objects out, as mercure and its like run a module."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from models.errors import Refusal
+from models.imaging import sniff
+from service.analysis import Site
+from service.arrivals import OUTSIDE
+from service.dicom_results import dicom_bytes
+from service.outgoing import analyse
+from service.settings import read_settings
+
+REPORT_NAME = "result.json"
+
+
+def _is_dicom(file: Path) -> bool:
+    """Tell whether a file is one; routers put their own task files beside them."""
+    with file.open("rb") as stream:
+        head = stream.read(132)
+    try:
+        return sniff(head) == "application/dicom"
+    except Refusal:
+        return False
+
+
+def run(site: Site, source: Path, target: Path) -> dict[str, Any]:
+    """Analyse every DICOM file below a folder, and write the objects into another.
+
+    Parameters
+    ----------
+    site : Site
+    source, target : Path
+        Existing folders. Files of ``target`` are named by number, since a UID or the source's name is an identity.
+
+    Returns
+    -------
+    dict
+        What is written as ``result.json``: each committed result's id, verdict and reasons, and for the others how many there are
+        of each error code, those that are outside of the model apart from those that failed.
+    """
+    skipped: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    answered: list[dict[str, Any]] = []
+    written = 0
+    for file in sorted(path for path in source.rglob("*") if path.is_file() and _is_dicom(path)):
+        try:
+            if file.stat().st_size > site.settings.max_body_bytes:
+                raise Refusal("too_large")
+            reply, objects = analyse(site, file.read_bytes(), lambda _modality, _uid: None)
+        except Refusal as refusal:
+            (skipped if refusal.code in OUTSIDE else failed)[refusal.code] += 1
+            continue
+        for item in objects:
+            written += 1
+            (target / f"overread-{written:04d}-{item.Modality.lower()}.dcm").write_bytes(dicom_bytes(item))
+        judgement = reply.judgement
+        result = {"result_id": reply.stored.result["id"], "verdict": judgement.verdict, "reasons": list(judgement.reasons)}
+        answered.append(result)
+    return {"results": answered, "objects": written, "skipped": dict(skipped), "failed": dict(failed)}
+
+
+def main(argv: list[str]) -> int:
+    """Run ``overread folder``."""
+    parser = argparse.ArgumentParser(
+        prog="overread folder",
+        description="Analyse the DICOM files of a folder, and write result objects and result.json into another. docs/pacs.md.",
+        epilog='example: overread folder "$MERCURE_IN_DIR" "$MERCURE_OUT_DIR"',
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="folder of the images, with its subfolders")
+    parser.add_argument("target", type=Path, metavar="OUT", help="folder of the results; created when missing")
+    options = parser.parse_args(argv)
+    if not options.source.is_dir():
+        raise Refusal("data_invalid", "IN is not a folder.")
+    options.target.mkdir(parents=True, exist_ok=True)
+    site = Site(read_settings())
+    try:
+        report = run(site, options.source, options.target)
+    finally:
+        site.close()
+    (options.target / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n")
+    found = f"{len(report['results'])} analysed, {report['objects']} objects written"
+    print(f"{found}, {sum(report['skipped'].values())} skipped, {sum(report['failed'].values())} failed")
+    return 1 if report["failed"] else 0
