@@ -244,7 +244,7 @@ def main(argv: list[str]) -> int:
     """Run ``overread watch``."""
     parser = argparse.ArgumentParser(
         prog="overread watch",
-        description="Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up; the settings "
+        description="Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up; "
         "OVERREAD_PACS_URL and, before an Orthanc, OVERREAD_PACS_ORTHANC_URL say where the archive is.",
         epilog="example: overread watch --failures",
     )
