@@ -178,3 +178,15 @@ def test_a_cell_is_run_by_one_process_and_once(tmp_path: Path) -> None:
         log.write_text('{"key": "a"}\n')
     with report.claim(log, "a") as after:
         assert not after
+
+
+def test_a_domain_of_one_odd_image_does_not_decide_what_is_best_at_home() -> None:
+    data = drawn("cxr", each=6)
+    few = np.flatnonzero((data.domains == "small") & (data.labels == 0))[1:]
+    home = np.setdiff1d(np.flatnonzero(data.domains != "nih_chestxray"), few)
+    right = np.stack([1.0 - data.labels, data.labels * 1.0], axis=1).astype(np.float32)
+    right[data.domains == "small"] *= -1
+    assert generalization.home(data, right, home) == 1.0
+    assert generalization.home(data, right, np.flatnonzero(data.domains != "nih_chestxray")) == 0.5  # control: with six it counts
+    alone = home[data.domains[home] == "small"]
+    assert generalization.home(data, right, alone) == 0.0  # where no domain has enough, those with most count
