@@ -21,7 +21,7 @@ from tests.conftest import require
 from tests.e2e.orthancs import ROOT, Door, Orthanc, Watcher, until
 from tests.service.archives import chest
 
-STUDY = int(os.environ.get("OVERREAD_INSTANCES", "60"))
+STUDY = int(os.environ.get("OVERREAD_INSTANCES", "40"))
 NAMES = {
     "ISO 2022 IR 149": "Hong^Gildong=洪^吉洞=홍^길동",
     "ISO 2022 IR 87": "Yamada^Tarou=山田^太郎=やまだ^たろう",

@@ -1,4 +1,4 @@
-"""An archive in memory, in the place of the real client: it fails where and when a test says so."""
+"""An archive in memory, in the place of the real client, that fails where a test says so; and what tests of the watch share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import pydicom
 
 from models.errors import Refusal
+from service.arrivals import Arrivals
 from service.dicomweb import Changes
 from service.places import Header, Place
+from service.watch import Watch
 from tests.models.dicom_files import dicom, ramp
 
 
@@ -106,3 +108,25 @@ class MemoryArchive:
         """Return the objects in the study of a chest."""
         found = [pydicom.dcmread(io.BytesIO(self.files[identifier])) for identifier in self.stored]
         return [item for item in found if item.StudyInstanceUID == f"2.25.1{number}"]
+
+
+def settle(watch: Watch) -> dict[str, int]:
+    """Let a watch work until nothing is left."""
+    while watch.step():
+        pass
+    return rows(watch).counts()
+
+
+def rows(watch: Watch) -> Arrivals:
+    return watch._arrivals
+
+
+def dues(watch: Watch) -> list[Any]:
+    """Return what waits, its time come or not."""
+    with watch._site.store.writing() as connection:
+        connection.exec_driver_sql("UPDATE pacs_instances SET due_at = 0")
+    return rows(watch).due(100)
+
+
+class Killed(BaseException):
+    """Ends the process, as far as the code can tell: nothing after it runs."""

@@ -19,6 +19,8 @@ from service.analysis import Site
 from service.api import Api
 from service.settings import Settings
 from service.store import Store, result_row
+from service.watch import Watch
+from tests.service.archives import MemoryArchive
 
 
 @dataclass
@@ -121,3 +123,23 @@ def segmenter(make_segmenter: Callable[..., Path]) -> Path:
 def caller(make_site: Any, connect: Any, package: Path, segmenter: Path) -> Any:
     """A caller of a site that serves a classifier and a segmenter."""
     return connect(make_site(models=(package, segmenter)))
+
+
+@pytest.fixture
+def archive() -> MemoryArchive:
+    return MemoryArchive()
+
+
+@pytest.fixture
+def start(make_site: Any, archive: MemoryArchive) -> Iterator[Callable[..., Watch]]:
+    """Return a function that starts a watch anew, as after a crash, on the same database."""
+    watches: list[Watch] = []
+
+    def start(**settings: Any) -> Watch:
+        site = make_site(**({"pacs_history": True, "pacs_poll_seconds": 0.01} | settings))
+        watches.append(Watch(site, archive))  # type: ignore[arg-type]
+        return watches[-1]
+
+    yield start
+    for watch in watches:
+        watch.close()
