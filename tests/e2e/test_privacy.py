@@ -139,6 +139,12 @@ def send_everything(url: str, draw_dicom: Callable[..., bytes]) -> Iterator[http
         body, content_type = form(name, "CANARY-NAME.dcm", good, media_type)
         yield client.post("/v1/predict", content=body, headers={"content-type": content_type})
         yield client.post("/v1/predict", content=body[:-30], headers={"content-type": content_type})
+    study = {"content-type": 'multipart/related; type="application/dicom"; boundary=bb'}
+    for part in (good, b"CANARY"):
+        body = b"--bb\r\nContent-Type: application/dicom\r\nContent-Location: CANARY\r\n\r\n" + part + b"\r\n--bb--\r\n"
+        yield client.post("/v1/dicomweb/studies", content=body, headers=study)
+        yield client.post("/v1/dicomweb/studies", content=body[:-30], headers=study)
+    yield client.post("/v1/dicomweb/studies?StudyInstanceUID=CANARY", content=good, headers=study)
     for path in (
         "/CANARY",
         "/v1/results/CANARY",
