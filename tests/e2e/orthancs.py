@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -177,3 +178,19 @@ class Watcher:
         """Stop in an orderly way; return the exit code."""
         self.process.terminate()
         return self.process.wait(SECONDS)
+
+
+def reports(orthanc: Orthanc) -> Counter[str]:
+    """Count our reports in each study."""
+    return Counter(tags["StudyInstanceUID"] for tags in orthanc.ours() if tags["Modality"] == "SR")
+
+
+def once(numbers: range) -> Counter[str]:
+    """Return what :func:`reports` gives where each chest of these numbers has one."""
+    return Counter({f"2.25.1{number}": 1 for number in numbers})
+
+
+def complaints(tool: str, *paths: Path) -> set[str]:
+    """Return the errors that a verifier reports, without the line that names the file."""
+    done = subprocess.run([tool, *map(str, paths)], capture_output=True, check=False, timeout=60)
+    return {line for line in (done.stdout + done.stderr).decode("utf-8", "replace").splitlines() if line.startswith("Error")}

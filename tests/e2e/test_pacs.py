@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 
 from models.example import chest_phantom
+from service.dicomweb import Archive
+from service.settings import Settings
 from tests.conftest import require
-from tests.e2e.orthancs import ROOT, Door, Orthanc, Watcher, until
+from tests.e2e.orthancs import PASSWORD, ROOT, USER, Door, Orthanc, Watcher, complaints, once, reports, until
+from tests.models.dicom_files import written
 from tests.service.archives import chest
+from tests.service.discs import draw_discs
 
 STUDY = int(os.environ.get("OVERREAD_INSTANCES", "40"))
 NAMES = {
@@ -95,24 +99,9 @@ def files(tmp_path: Path) -> Callable[..., list[Path]]:
     return write
 
 
-def reports(orthanc: Orthanc) -> Counter[str]:
-    """Count our reports in each study."""
-    return Counter(tags["StudyInstanceUID"] for tags in orthanc.ours() if tags["Modality"] == "SR")
-
-
-def once(numbers: range) -> Counter[str]:
-    return Counter({f"2.25.1{number}": 1 for number in numbers})
-
-
-def finish(watch: Callable[..., Watcher], url: str, **settings: str) -> None:
+def finish(watch: Callable[..., Watcher], url: str, **settings: Any) -> None:
     watcher = watch(url, "--once", **settings)
     assert watcher.process.wait(300) == 0, watcher.log.read_text()[-2000:]
-
-
-def complaints(tool: str, *paths: Path) -> set[str]:
-    """Return the errors that a verifier reports, without the line that names the file."""
-    done = subprocess.run([tool, *map(str, paths)], capture_output=True, check=False, timeout=60)
-    return {line for line in (done.stdout + done.stderr).decode("utf-8", "replace").splitlines() if line.startswith("Error")}
 
 
 def test_a_study_comes_back_with_our_results_once(
@@ -175,6 +164,31 @@ def check_identity(folder: Path, orthanc: Orthanc) -> None:
     assert [mark for mark in marks if mark in log] == []
     others = [path for path in (folder / "state").rglob("*") if path.is_file() and not path.name.startswith("overread.sqlite3")]
     assert [path for path in others if b"CANARY" in path.read_bytes() or "2.25" in path.name] == []
+
+
+def test_objects_come_back_as_a_segmentation(
+    empty: Orthanc, watch: Any, make_segmenter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Sent by STOW-RS, with the client that the watch has."""
+    discs = np.asarray(draw_discs())
+    source = pydicom.dcmread(io.BytesIO(described(1, Modality="SM", WindowCenter=128, WindowWidth=256)))
+    source.Rows, source.Columns = discs.shape[:2]
+    source.SamplesPerPixel, source.PhotometricInterpretation, source.PlanarConfiguration = 3, "RGB", 0
+    source.BitsAllocated, source.BitsStored, source.HighBit = 8, 8, 7
+    source.PixelData = discs.tobytes()
+    source["PixelData"].VR = "OB"
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    settings = Settings(pacs_url=f"{empty.url}/dicom-web", pacs_user=USER, pacs_password_file=password)
+    archive = Archive(settings)
+    archive.store({str(source.SOPInstanceUID): written(source)})
+    archive.close()
+    finish(watch, empty.url, models=make_segmenter("nuclei"), PACS_RESULTS="sr,seg,sc")
+    assert Counter(tags["Modality"] for tags in empty.ours()) == {"SR": 1, "SEG": 1, "OT": 1}
+    (mask,) = [tags for tags in empty.ours() if tags["Modality"] == "SEG"]
+    stored = pydicom.dcmread(io.BytesIO(empty.client.get(f"/instances/{mask['_id']}/file").content))
+    assert stored.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert 0 < np.count_nonzero(stored.pixel_array) < discs.shape[0] * discs.shape[1]
 
 
 def test_the_archive_is_killed_within_its_stable_age(empty: Orthanc, watch: Any, files: Any) -> None:
