@@ -6,9 +6,7 @@ import asyncio
 import json
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -24,7 +22,7 @@ from service.openapi import document
 from service.page import page
 from service.schemas import RETRY_AFTER, Status, problem
 from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status_of
-from service.telemetry import TIMED, logger
+from service.telemetry import TIMED, log_fault, logger
 from service.wall import Upload, check_host, read_upload
 from service.wanted import PARAMETERS, Wanted, read_wanted
 
@@ -95,7 +93,7 @@ class Api:
             # Nobody reads this, but BentoML keeps a request that says nothing until its time is over.
             code, response = _refused(Refusal("bad_request", "The client went away."), route)
         except Exception as error:  # noqa: BLE001  (last line of defence: a fault of ours must be answered, and be seen)
-            _log_fault(error)
+            log_fault(error)
             code, response = _refused(Refusal("internal_error"), route)
         for name, value in HEADERS.items():
             response.headers[name] = value
@@ -144,13 +142,6 @@ def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
     if document.status in {408, 413}:
         response.headers["connection"] = "close"  # the rest of the body is not read
     return document.code, response
-
-
-def _log_fault(error: Exception) -> None:
-    """Log where a fault arose, without its message: that could hold what the caller sent."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
-    logger().error("fault", extra={"fields": {"type": type(error).__name__, "where": where}})
 
 
 async def _predict(site: Site, request: Request, _: str) -> Response:

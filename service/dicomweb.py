@@ -6,6 +6,7 @@ No redirect is followed, no proxy is used, and no URL comes from an answer: each
 from __future__ import annotations
 
 import json
+import logging
 import ssl
 import time
 import uuid
@@ -106,6 +107,8 @@ class Archive:
             check_url(url, settings.pacs_hosts, bool(user or token or settings.pacs_certificate_file))
         if not self._web:
             raise Refusal("config_invalid", "OVERREAD_PACS_URL must be set: the archive's DICOMweb address.")
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # below it they log every URL, and UIDs are in those
         self._client = httpx.Client(
             auth=httpx.BasicAuth(user, settings.secret("pacs_password_file")) if user else None,
             headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {}),

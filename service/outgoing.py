@@ -46,19 +46,22 @@ def results(wanted: Sequence[str], image: Image, reply: Reply, commit: Commit, e
     Refusal
         ``inconsistent_image`` or ``no_pixel_data`` if the header lacks what the objects must repeat of it.
     """
-    # highdicom takes most of a second to import, and whoever only lists failures does not need it
-    from service.dicom_pictures import secondary_capture, segmentation_object
-    from service.dicom_report import structured_report
-
     assert image.header is not None
     answer = reply.answer()
     written: list[Dataset] = []
+    # Each is imported where it is wanted: highdicom and the pictures take a second or two
     if "sr" in wanted:
+        from service.dicom_report import structured_report
+
         before = earlier(REPORT.modality, uids_of(REPORT, answer, commit).sop_instance_uid)
         written.append(structured_report(image.header, answer, commit, before))
     if "seg" in wanted and isinstance(answer, SegmentationAnswer) and answer.objects:
+        from service.dicom_pictures import segmentation_object
+
         written.append(segmentation_object(image.header, answer, commit, restore(reply.stored.result).label_image))
     if "sc" in wanted:
+        from service.dicom_pictures import secondary_capture
+
         written.append(secondary_capture(image, answer, commit))
     return written
 

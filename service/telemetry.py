@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -118,3 +119,10 @@ def logger() -> logging.Logger:
         log.setLevel(logging.INFO)
         log.propagate = False
     return log
+
+
+def log_fault(error: Exception) -> None:
+    """Log where a fault arose, without its message: that could hold what the caller or the archive sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
+    logger().error("fault", extra={"fields": {"type": type(error).__name__, "where": where}})

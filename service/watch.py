@@ -34,7 +34,7 @@ from service.outgoing import analyse
 from service.places import Header, Place, place_of
 from service.settings import Settings, drop_proxies, read_settings
 from service.store import Store
-from service.telemetry import logger
+from service.telemetry import log_fault, logger
 
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_DELAY_SECONDS = 600.0
@@ -173,7 +173,7 @@ class Watch:
                 self._give_up(arrival, refusal.code)
         # Whatever one image can cause must not end the watch: it becomes a row that names its instance
         except Exception as error:  # noqa: BLE001
-            logger().error("fault", extra={"fields": {"type": type(error).__name__}})
+            log_fault(error)
             self._again(arrival, "internal_error")
         else:
             _log(arrival, DONE, "ok", ms=round(1000 * (time.monotonic() - started), 1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from models.errors import Refusal
@@ -105,6 +107,16 @@ def test_headers_from_orthanc_and_from_dicomweb(peer: Peer, connect: Any) -> Non
     assert connect(orthanc=False).header(PLACE) == {"Modality": "DX", "Rows": "10"}
     peer.json(f"{WADO}/metadata", [])
     assert code(lambda: connect(orthanc=False).header(PLACE)) == "archive_refused"
+
+
+def test_no_url_is_logged(peer: Peer, connect: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    peer.answers[WADO] = related(b"abc")
+    assert connect().retrieve(PLACE) == b"abc"
+    assert "1.4" not in caplog.text
+    caplog.set_level(logging.DEBUG, "httpx")
+    httpx.get(peer.url + WADO)
+    assert "1.4" in caplog.text, "the control: the library would have logged it"
 
 
 def test_search(peer: Peer, connect: Any) -> None:
