@@ -17,6 +17,7 @@ from models.errors import Refusal
 from service.access import ACCESS
 from service.analysis import Site
 from service.answers import Reply
+from service.arrivals import Arrivals
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
@@ -181,6 +182,9 @@ async def _models(site: Site, request: Request, _: str) -> Response:
 
 
 async def _metrics(site: Site, _: Request, __: str) -> Response:
+    # The watch is another process; its rows are counted here, where they are asked for
+    for state, number in (await asyncio.to_thread(Arrivals(site.store).counts)).items():
+        site.telemetry.pacs_instances.labels(state).set(number)
     content, media_type = site.telemetry.exposition()
     return Response(content, headers={"content-type": media_type})
 

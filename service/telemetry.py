@@ -33,6 +33,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("route",),
     ),
     "overread_stow_instances_total": ("Instances that came by STOW-RS.", ("outcome",)),
+    "overread_pacs_instances": ("Instances that the watch of the archive saw, by what became of them.", ("state",)),
     "overread_queue_depth": ("Images waiting for a thread, over all workers.", ()),
     "overread_decode_seconds": ("Reading and preprocessing an image.", ("media_type",)),
     "overread_inference_seconds": ("Running the model on one image.", ("model",)),
@@ -61,6 +62,7 @@ class Telemetry:
         self.requests = self._counter("overread_requests_total")
         self.request_duration = self._histogram("overread_request_duration_seconds", SECONDS)
         self.stow_instances = self._counter("overread_stow_instances_total")
+        self.pacs_instances = self._gauge("overread_pacs_instances", "livemostrecent")
         self.queue_depth = self._gauge("overread_queue_depth", "livesum")
         self.decode = self._histogram("overread_decode_seconds", SECONDS)
         self.inference = self._histogram("overread_inference_seconds", SECONDS)
@@ -77,7 +79,7 @@ class Telemetry:
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> prometheus_client.Histogram:
         return self._client.Histogram(name, *METRICS[name], registry=self._registry, buckets=buckets)
 
-    def _gauge(self, name: str, mode: Literal["livesum", "livemax"]) -> prometheus_client.Gauge:
+    def _gauge(self, name: str, mode: Literal["livesum", "livemax", "livemostrecent"]) -> prometheus_client.Gauge:
         return self._client.Gauge(name, *METRICS[name], registry=self._registry, multiprocess_mode=mode)
 
     def loaded(self, predictor: AnyPredictor) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from models.triage import REASONS
 from service.access import ACCESS
+from service.arrivals import STATES
 from service.openapi import document
 from service.telemetry import PERCENTILES, SECONDS, TIMED
 from service.wall import IMAGE_TYPES as MEDIA_TYPES
@@ -76,7 +77,7 @@ def test_even_everything_at_once_stays_below_the_bound() -> None:
     seconds, percentiles = len(SECONDS) + 3, len(PERCENTILES) + 3  # and the bucket +Inf, the sum, the count
     histograms = len(TIMED) * seconds + len(MEDIA_TYPES) * seconds + 2 * seconds + 2 * percentiles
     assert {route for _, route in ACCESS} >= TIMED
-    others = len(("queue_depth", "model_info", "repeated", "stow ok", "stow refused"))
+    others = len(("queue_depth", "model_info", "repeated", "stow ok", "stow refused")) + len(STATES)
     verdicts = 2 * len(REASONS)  # a reason may stand under review and under refuse
     assert answers + histograms + verdicts + others <= MOST
 

@@ -172,6 +172,16 @@ def test_failures_are_listed_without_identity(
     assert rows(watch).position() == Position(1, "id-2.25.1")
 
 
+def test_the_metrics_say_what_became_of_instances(start: Any, archive: MemoryArchive, connect: Any) -> None:
+    watch = start()
+    archive.arrive(chest(1))
+    archive.arrive(chest(2, PixelData=b"12"))
+    settle(watch)
+    text = connect(watch._site).get("/metrics").text
+    for state, number in {"waiting": 0, "done": 1, "skipped": 1, "failed": 1}.items():
+        assert f'overread_pacs_instances{{state="{state}"}} {number}.0' in text
+
+
 def test_one_watch_at_a_time(start: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     import fcntl
 
