@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,9 @@ DOUBTS = ("predicted_loss", "loss_percentile", "domain_distance", "domain_percen
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are refused unread: no single image that is taken needs as much."""
+
+NAME_BYTES = 200
+"""Of a file's name that the name of its objects begins with: the whole may have 255."""
 
 
 def open_package(folder: Path) -> tuple[ModelCard | SegmenterCard, Graph, str]:
@@ -107,7 +111,8 @@ def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = Non
     except OSError as error:
         return row | {"error": "not_decodable", "detail": f"The file cannot be read ({type(error).__name__})."}
     if objects is not None:
-        (objects / f"{path.name}-{image.sha256[:12]}.geojson").write_text(json.dumps(collection, allow_nan=False))
+        name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+        (objects / f"{name}-{image.sha256[:12]}.geojson").write_text(json.dumps(collection, allow_nan=False))
     return row | found
 
 
@@ -190,14 +195,19 @@ def main(argv: list[str]) -> int:
     if options.threads < 1:
         raise Refusal("config_invalid", "--threads must be at least 1.")
     predictor = load_model(options.model)
-    if options.objects is not None:
-        if isinstance(predictor, Predictor):
-            raise Refusal("config_invalid", "--objects needs a model that finds objects.")
-        options.objects.mkdir(parents=True, exist_ok=True)
+    if options.objects is not None and isinstance(predictor, Predictor):
+        raise Refusal("config_invalid", "--objects needs a model that finds objects.")
     files = list(find_files(options.paths))
     columns = _columns(predictor) if options.out.suffix == ".csv" else None
-    with ThreadPoolExecutor(options.threads) as pool, options.out.open("w", newline="", encoding="utf-8") as out:
-        rows = pool.map(lambda path: predict_file(path, predictor, options.objects), files)
-        done, failed = _write(tqdm(rows, total=len(files), unit="image", file=sys.stderr), out, columns)
+    try:
+        if options.objects is not None:
+            options.objects.mkdir(parents=True, exist_ok=True)
+        # A file's name may hold bytes that are no text: they are written as they are
+        out = options.out.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        with ThreadPoolExecutor(options.threads) as pool, out:
+            rows = pool.map(lambda path: predict_file(path, predictor, options.objects), files)
+            done, failed = _write(tqdm(rows, total=len(files), unit="image", file=sys.stderr), out, columns)
+    except OSError as error:  # files that cannot be read have a row instead
+        raise Refusal("config_invalid", f"--out or --objects cannot be written ({type(error).__name__}).") from error
     print(f"{done} files: {done - failed} predicted, {failed} refused; see {options.out}")
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,29 @@ def test_objects_are_written_where_asked(tissue: Path, make_segmenter: Callable[
     assert rings == [item["polygon"] for item in row["objects"]]
     assert len(rings) == row["count"] == row["quantities"]["count"]
     assert row["tiles"]
+
+
+def test_file_names_may_be_long_and_no_text(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    scans, objects = tmp_path / "named", tmp_path / "objects"
+    scans.mkdir()
+    names = ["n" * 240 + ".png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        (scans / name).write_bytes((tissue / "tissue.png").read_bytes())
+    for ending in ("csv", "jsonl"):
+        out = tmp_path / f"results.{ending}"
+        assert main([str(scans), "--out", str(out), "--model", str(make_segmenter()), "--objects", str(objects)]) == 0
+    with (tmp_path / "results.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as rows:
+        assert sorted(Path(row["file"]).name for row in csv.DictReader(rows)) == sorted(names)
+    assert len(list(objects.iterdir())) == 2
+
+
+def test_what_cannot_be_written_is_refused(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    file, model = tmp_path / "file", str(make_segmenter())
+    file.write_text("in the way")
+    for options in (["--out", str(tmp_path / "missing" / "r.csv")], ["--out", str(tmp_path / "r.csv"), "--objects", str(file)]):
+        with pytest.raises(Refusal, match="cannot be written") as caught:
+            main([str(tissue), "--model", model, *options])
+        assert caught.value.code == "config_invalid"
 
 
 def test_under_refuse_no_object_is_called(
