@@ -87,7 +87,10 @@ class Orthanc:
 
 
 class Door:
-    """A way to an Orthanc that can be closed, and that calls a function before and after a request is handed on."""
+    """A way to an Orthanc that can be closed, and that calls a function before and after a request is handed on.
+
+    A request is not handed on where the first raises.
+    """
 
     def __init__(self, target: int) -> None:
         self.open = True
