@@ -78,7 +78,8 @@ class SegmenterPredictor:
         ------
         Refusal
             ``bad_request`` if the region does not lie in the image, ``image_too_large`` or ``too_small`` if it (or the image) has
-            more pixels or shorter sides than the card allows, ``model_output_invalid`` if any value is not finite.
+            more pixels (a side shorter than a tile's counts as long) or shorter sides than the card allows,
+            ``model_output_invalid`` if any value is not finite.
         """
         x, y, width, height = self._checked(image, region)
         spec, calibration = self.card.input, self.card.calibration
@@ -121,11 +122,12 @@ class SegmenterPredictor:
         x, y, width, height = region or (0, 0, image.columns, image.rows)
         if min(x, y) < 0 or min(width, height) < 1 or x + width > image.columns or y + height > image.rows:
             raise Refusal("bad_request", f"The region does not lie in the image of {image.columns} x {image.rows} pixels.")
-        if width * height > self.card.output.max_pixels:
+        # What is narrower than a tile costs whole tiles
+        if max(width, self.card.input.width) * max(height, self.card.input.height) > self.card.output.max_pixels:
             raise Refusal(
                 "image_too_large",
-                f"{width} x {height} pixels are more than the {self.card.output.max_pixels} that are segmented at once; "
-                "ask for a region.",
+                f"{width} x {height} pixels are more than the {self.card.output.max_pixels} that are segmented at once, "
+                f"where no side counts as less than {self.card.input.height} and {self.card.input.width}; ask for a region.",
             )
         if min(width, height) < self.card.input.min_side:
             raise Refusal("too_small", f"{width} x {height} pixels; the model takes {self.card.input.min_side} a side and more.")

@@ -160,6 +160,15 @@ def test_limits_of_size(make_segmenter: Make) -> None:
     assert predictor.predict(image(draw(16, 40, [])))[1].shape == (16, 40)  # smaller than a tile
 
 
+def test_a_strip_costs_whole_tiles(make_segmenter: Make) -> None:
+    """Of 16 rows, the card's least, every tile is run whole: so many pixels are counted."""
+    predictor = SegmenterPredictor.load(make_segmenter(max_pixels=20_000))
+    side = predictor.card.input.height
+    assert predictor.predict(image(draw(16, 20_000 // side, [])))[0].tiles
+    assert code(lambda: predictor.predict(image(draw(16, 20_000 // side + 1, [])))) == "image_too_large"
+    assert code(lambda: predictor.predict(image(draw(20_000 // side + 1, 16, [])))) == "image_too_large"
+
+
 @pytest.mark.parametrize("output", ["foreground_logits", "features", "loss_score", "domain_distance"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(make_segmenter: Make, output: str, value: float) -> None:
