@@ -9,7 +9,7 @@ state=${OVERREAD_STATE:-$PWD/.overread}
 mkdir -p "$state/pacs"
 chmod 700 "$state" "$state/pacs"
 export OVERREAD_STATE="$state"
-configuration=$PWD/deploy/orthanc.json
+cp deploy/orthanc.json "$state/pacs/"  # Orthanc keeps its images beside its configuration
 echo change-me > "$state/pacs/password"
 export OVERREAD_PACS_URL=http://127.0.0.1:8042/dicom-web OVERREAD_PACS_ORTHANC_URL=http://127.0.0.1:8042
 export OVERREAD_PACS_USER=overread OVERREAD_PACS_PASSWORD_FILE="$state/pacs/password"
@@ -17,7 +17,7 @@ export OVERREAD_PACS_RESULTS=${OVERREAD_PACS_RESULTS:-sr,sc} OVERREAD_PACS_POLL_
 export OVERREAD_PACS_HISTORY=true  # the example may come before the watch has looked for the first time
 started=()
 trap 'kill "${started[@]}" 2>/dev/null || true; wait' EXIT
-(cd "$state/pacs" && exec Orthanc "$configuration" > orthanc.log 2>&1) & started+=($!)
+(cd "$state/pacs" && exec Orthanc orthanc.json > orthanc.log 2>&1) & started+=($!)
 until curl -sf -u overread:change-me http://127.0.0.1:8042/system > "$state/pacs/system.json"; do
   kill -0 "${started[0]}" 2>/dev/null || { tail -3 "$state/pacs/orthanc.log" >&2; exit 1; }
   sleep 0.3

@@ -53,6 +53,8 @@ class Analysis:
         What else is answered.
     media_type : str
         Of the answer.
+    refused : Refusal or None
+        Of something asked for beside the result: raised once the result is committed.
     """
 
     image: Image
@@ -64,6 +66,7 @@ class Analysis:
     known: Judgement | None
     extras: Extras
     media_type: str
+    refused: Refusal | None = None
 
 
 class Site:
@@ -141,13 +144,18 @@ class Site:
         limits, digest = self._limits[predictor.card.name], self._digests[predictor.card.name]
         stored = self.store.find(key)
         known = self.store.verdict(key, uid, digest) if stored else None
+        extras, refused = Extras(), None
         if isinstance(predictor, Predictor):
             stored, extras = self._classify(predictor, image, notes, stored, wanted.heatmap, started)
         else:
             regions = read_regions(upload.regions, image, region)
             stored = self._segment(predictor, image, notes, stored, region, started)
-            extras = beside(stored.result, image, wanted, regions)
-        return Analysis(image, stored, predictor, uid, limits, digest, known[1] if known else None, extras, media_type)
+            try:
+                extras = beside(stored.result, image, wanted, regions)
+            except Refusal as refusal:  # the network's work is kept all the same: it is committed first
+                refused = refusal
+        verdict = known[1] if known else None
+        return Analysis(image, stored, predictor, uid, limits, digest, verdict, extras, media_type, refused)
 
     def conclude(self, analysis: Analysis) -> Reply:
         """Commit an analysis, then decide its answer; blocking, for the engine's thread that commits.
@@ -155,13 +163,15 @@ class Site:
         Raises
         ------
         Refusal
-            ``storage_full`` or ``storage_unavailable``: nothing was stored.
+            ``storage_full`` or ``storage_unavailable``: nothing was stored. What was refused beside the result: it is stored.
         """
         judgement = analysis.known
         if judgement is None:
             judgement = self._record(analysis)
         else:
             self.telemetry.repeated.labels(analysis.predictor.card.name).inc()
+        if analysis.refused is not None:
+            raise analysis.refused
         card = analysis.predictor.card
         return Reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
 
@@ -173,7 +183,7 @@ class Site:
         Refusal
             ``unknown_model``.
         """
-        name = model or next(iter(self.predictors))
+        name = next(iter(self.predictors)) if model is None else model
         if name not in self.predictors:
             raise Refusal("unknown_model")
         return self.predictors[name]

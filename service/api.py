@@ -140,6 +140,8 @@ def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
         response.headers["www-authenticate"] = "Bearer"
     if document.status == 405 and route is not None:
         response.headers["allow"] = ALLOW[route]
+    if document.status == 406:
+        response.headers["vary"] = "Accept"
     if document.status in {408, 413}:
         response.headers["connection"] = "close"  # the rest of the body is not read
     return document.code, response

@@ -56,7 +56,7 @@ class Engine:
         Refusal
             ``overloaded`` at once when the queue is full; ``deadline_exceeded`` when the wait was too long.
         """
-        return await asyncio.wrap_future(self._admit(work, self._release))
+        return await self._begun(self._admit(work, self._release))
 
     async def run_and_commit(self, work: Callable[[], T], commit: Callable[[T], R]) -> R:
         """Run ``work`` in a thread, then ``commit`` on its result in the thread that commits; return what that returns.
@@ -76,8 +76,20 @@ class Engine:
             else:
                 future.result().add_done_callback(self._release)
 
-        committing = await asyncio.wrap_future(self._admit(then_commit, worked))
+        committing = await self._begun(self._admit(then_commit, worked))
         return await asyncio.wrap_future(committing)
+
+    async def _begun(self, future: Future[T]) -> T:
+        """Wait for work that was admitted, but at the deadline give up what has not begun, rather than when a thread is free."""
+        waiting = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([waiting], timeout=self._deadline)
+        except asyncio.CancelledError:
+            waiting.cancel()
+            raise
+        if not waiting.done() and future.cancel():
+            raise Refusal("deadline_exceeded")
+        return await waiting
 
     def _admit(self, work: Callable[[], T], ended: Callable[[Future[T]], None]) -> Future[T]:
         if self._admitted >= self._capacity:

@@ -102,7 +102,7 @@ def beside(row: Mapping[str, Any], image: Image, wanted: Wanted, regions: list[R
     Raises
     ------
     Refusal
-        ``image_too_large`` if a label image cannot number all objects.
+        ``bad_request`` if a label image cannot number all objects, or the regions ask for too much work.
     """
     if not wanted.label_image and not wanted.overlay and regions is None:
         return Extras()

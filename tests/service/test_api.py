@@ -133,6 +133,7 @@ def test_unknown_paths_and_results(client: Any) -> None:
         ("?Heatmap=true", "bad_request"),
         ("?" + "&".join(f"a{i}=1" for i in range(2000)), "bad_request"),
         ("?model=none", "unknown_model"),
+        ("?model=", "unknown_model"),
         ("?model=../tiny", "unknown_model"),
         ("?model=%00%ff", "unknown_model"),
     ],

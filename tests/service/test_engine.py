@@ -97,6 +97,29 @@ def test_work_that_waited_too_long_is_not_begun() -> None:
     assert begun == [2]
 
 
+def test_who_waits_is_refused_at_the_deadline_not_when_a_thread_is_free() -> None:
+    engine = Engine(threads=1, queue=4, deadline_seconds=0.2, telemetry=Telemetry())
+    release, begun = threading.Event(), []
+
+    async def scene() -> None:
+        first = asyncio.create_task(engine.run(release.wait))
+        await asyncio.sleep(0.01)
+        started = time.perf_counter()
+        for run in (engine.run(lambda: begun.append(1)), engine.run_and_commit(lambda: begun.append(2), begun.append)):
+            with pytest.raises(Refusal) as caught:
+                await run
+            assert caught.value.code == "deadline_exceeded"
+        assert time.perf_counter() - started < 5
+        assert not first.done()  # control: the thread was never free, and work that has begun is not given up
+        release.set()
+        assert await first
+        assert await engine.run(lambda: "its slots were given back") == "its slots were given back"
+
+    asyncio.run(scene())
+    engine.close()
+    assert begun == []
+
+
 def test_a_cancelled_caller_neither_keeps_nor_frees_a_slot_too_early(engine: Engine, telemetry: Telemetry) -> None:
     release = threading.Event()
     begun: list[str] = []

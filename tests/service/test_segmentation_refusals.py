@@ -8,6 +8,9 @@ from typing import Any
 import PIL.Image
 import pytest
 
+from models import pictures
+from models.errors import Refusal
+from models.segmenter import SegmenterPredictor
 from tests.service.discs import DISC_PNG, GEO, SIDE, ask, check, draw_discs, png_of, refusal, send, square
 
 
@@ -122,3 +125,16 @@ def test_nothing_that_is_no_number_is_answered(make_site: Any, connect: Any, mak
     for output in ("foreground_logits", "loss_score", "domain_distance", "features"):
         caller = connect(make_site(models=(make_segmenter(f"nuclei-{output[:4]}", poison={output: float("nan")}),)))
         assert refusal(caller.predict(DISC_PNG)) == (500, "model_output_invalid")
+
+
+def test_what_is_refused_beside_a_result_does_not_cost_the_result(caller: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_many(_: Any) -> bytes:
+        raise Refusal("bad_request", "A label image cannot number all objects.")
+
+    runs = []
+    monkeypatch.setattr(pictures, "label_png", too_many)
+    predict = SegmenterPredictor.predict
+    monkeypatch.setattr(SegmenterPredictor, "predict", lambda self, *given: runs.append(1) or predict(self, *given))
+    assert refusal(ask(caller, query="&label_image=true"))[1] == "bad_request"
+    assert ask(caller).json()["objects"]
+    assert runs == [1]  # the second answer came from the store
