@@ -17,7 +17,7 @@ from service.wall import IMAGE_TYPES
 
 Json = dict[str, Any]
 
-_IMAGE_CODES = (
+_REFUSED_WHOLE = (
     "empty_body",
     "unsupported_media_type",
     "too_large",
@@ -28,6 +28,9 @@ _IMAGE_CODES = (
     "deadline_exceeded",
     "storage_full",
     "storage_unavailable",
+)
+_IMAGE_CODES = (
+    *_REFUSED_WHOLE,
     "not_decodable",
     "inconsistent_image",
     "unsupported_transfer_syntax",
@@ -60,18 +63,6 @@ _STORE_RESPONSE: Json = {
     "type": "object",
     "properties": {"00081190": {"type": "object"}} | dict.fromkeys(("00081198", "00081199", "0008119A"), _ITEMS),
 }
-_REFUSED_WHOLE = (
-    "empty_body",
-    "unsupported_media_type",
-    "too_large",
-    "request_timeout",
-    "unknown_model",
-    "not_acceptable",
-    "overloaded",
-    "deadline_exceeded",
-    "storage_full",
-    "storage_unavailable",
-)
 _ALWAYS = ("bad_request", "method_not_allowed", "unauthenticated", "forbidden", "rate_limited", "not_ready", "internal_error")
 _STORED = ("not_found", "not_acceptable", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models.card import Calibration, Figure, ModelCard, OutputSpec, SegmenterCard, Triage, read_package
+from models.card import Calibration, Figure, InputSpec, ModelCard, ObjectSpec, OutputSpec, SegmenterCard, Triage, read_package
 from models.errors import Refusal
 from models.predictor import Graph, Predictor
 from models.triage import judge
@@ -142,8 +142,17 @@ def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: Li
     return figures
 
 
-def draft(folder: Path) -> Predictor:
-    """Return the predictor of a run whose card is not written yet: its exported graph, with its calibration.
+def draft_parts(folder: Path, spec: InputSpec, output: type[OutputSpec] | type[ObjectSpec]) -> tuple[bytes, dict[str, Any]]:
+    """Return the exported graph of a run whose card is not written yet, and the parts of the card that predicting needs.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    spec : InputSpec
+        Of its config.
+    output : type
+        What the calibration's ``output`` is.
 
     Raises
     ------
@@ -155,14 +164,19 @@ def draft(folder: Path) -> Predictor:
     if report.get("model_sha256") != sha256(graph):
         raise Refusal("config_invalid", "The run was exported again after its calibration: calibrate it again.")
     try:
-        parts: dict[str, Any] = {
-            "input": read_run(folder).config.input,
+        return graph, {
+            "input": spec,
             "calibration": Calibration.model_validate(report.get("calibration")),
-            "output": OutputSpec.model_validate(report.get("output")),
+            "output": output.model_validate(report.get("output")),
             "triage": Triage.model_validate(report.get("triage")),
         }
     except ValidationError as error:
         raise Refusal("config_invalid", "calibration.json of the run does not validate.") from error
+
+
+def draft(folder: Path) -> Predictor:
+    """Return the predictor of a run whose card is not written yet; refuses as :func:`draft_parts`."""
+    graph, parts = draft_parts(folder, read_run(folder).config.input, OutputSpec)
     # Not a card that could ship: only the parts that predicting needs.
     return Predictor(ModelCard.model_construct(**parts), Graph(graph, threads=2), sha256(graph))
 

@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from scipy.stats import spearmanr
 
-from models.card import SEGMENTER_OUTPUTS, Calibration, Figure, ObjectSpec, SegmenterCard, Triage
+from models.card import SEGMENTER_OUTPUTS, Figure, ObjectSpec, SegmenterCard
 from models.errors import Refusal
 from models.predictor import Graph
 from models.segmenter import SegmenterPredictor
 from models.triage import judge
 from training.calibrate import REPORT as CALIBRATION
-from training.config import read_json, sha256, write_json
-from training.evaluate import REPORT, compare, figures_of, show
-from training.export import read_graph
+from training.config import sha256, write_json
+from training.evaluate import REPORT, compare, draft_parts, figures_of, show
 from training.instance_metrics import aji, dice, foreground_iou, object_f1, panoptic_quality
 from training.metrics import NOT_DEFINED, Columns
 from training.segmenter_calibrate import point_f1, tile_losses
@@ -109,26 +107,8 @@ def measure(predictor: SegmenterPredictor, images: Sequence[Tissue]) -> list[Fig
 
 
 def draft(folder: Path) -> SegmenterPredictor:
-    """Return the predictor of a run whose card is not written yet: its exported graph, with its calibration.
-
-    Raises
-    ------
-    Refusal
-        ``config_invalid`` if the run is not exported or calibrated, or was exported again after it was calibrated.
-    """
-    graph = read_graph(folder)
-    report = read_json(folder / CALIBRATION, "The run has no calibration.json: overread calibrate writes it.")
-    if report.get("model_sha256") != sha256(graph):
-        raise Refusal("config_invalid", "The run was exported again after its calibration: calibrate it again.")
-    try:
-        parts: dict[str, Any] = {
-            "input": read_segmenter_run(folder).config.input,
-            "calibration": Calibration.model_validate(report.get("calibration")),
-            "output": ObjectSpec.model_validate(report.get("output")),
-            "triage": Triage.model_validate(report.get("triage")),
-        }
-    except ValidationError as error:
-        raise Refusal("config_invalid", "calibration.json of the run does not validate.") from error
+    """Return the predictor of a run whose card is not written yet; refuses as :func:`training.evaluate.draft_parts`."""
+    graph, parts = draft_parts(folder, read_segmenter_run(folder).config.input, ObjectSpec)
     # Not a card that could ship: only the parts that predicting needs.
     return SegmenterPredictor(SegmenterCard.model_construct(**parts), Graph(graph, outputs=SEGMENTER_OUTPUTS), sha256(graph))
 
