@@ -6,7 +6,6 @@ python benchmarks/active_learning.py --data FOLDER --scale small --work runs/ben
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -263,24 +262,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder, cache = options.work / options.scale, options.work / "cache"
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "active_learning.jsonl"
+    log = report.cell_log("active_learning", options.scale, folder)
+
+    def run(cell: Cell) -> dict[str, Any]:
+        protocol = PROTOCOLS[options.scale][cell.data]
+        if cell.data == "cxr":
+            return run_cell(cell, cxr(options.data, cache, protocol.side, protocol.most, cell.seed), protocol, folder)
+        return run_cell(cell, cifar10(options.data, cache, protocol.most), protocol, folder)
+
     todo = [] if options.summary else cells(options.scale)
-    for number, cell in enumerate(todo, start=1):
-        with report.claim(log, cell.key) as mine:
-            if not mine:
-                continue
-            protocol = PROTOCOLS[options.scale][cell.data]
-            if cell.data == "cxr":
-                pool = cxr(options.data, cache, protocol.side, protocol.most, cell.seed)
-            else:
-                pool = cifar10(options.data, cache, protocol.most)
-            line = run_cell(cell, pool, protocol, folder)
-            with log.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-        print(f"{number}/{len(todo)} {cell.key}: {np.round(line['scores'], 3).tolist()}, {line['cpu_seconds']} s", flush=True)
-    wanted = {cell.key for cell in cells(options.scale)}
-    rows, goals = summarise([line for key, line in report.lines(log).items() if key in wanted])
+    report.run_cells(log, todo, run, lambda line: str(np.round(line["scores"], 3).tolist()))
+    rows, goals = summarise(report.finished(log, cells(options.scale)))
     file = report.write("active_learning", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes), size=(9.0, 4.0))
     if options.scale == "small":

@@ -6,8 +6,8 @@ python benchmarks/doubt.py --data FOLDER --scale small --work runs/benchmarks
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -280,23 +280,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.work / options.scale
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "doubt.jsonl"
-    recipe, loaded = RECIPES[options.scale], {}
-    todo = [] if options.summary else cells(options.scale)
-    for number, cell in enumerate(todo, start=1):
-        with report.claim(log, cell.key) as mine:
-            if not mine:
-                continue
-            if cell.data not in loaded:
-                loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
-            line = run_cell(cell, loaded[cell.data], recipe, options.scale, folder)
-            with log.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+    log = report.cell_log("doubt", options.scale, folder)
+    recipe = RECIPES[options.scale]
+
+    @cache
+    def data(of: str) -> Domains:
+        return load(of, options.data, options.work / "cache", recipe.side, MOST[options.scale])
+
+    def say(line: dict[str, Any]) -> str:
         found = {name: round(figures["caught_20"], 2) for name, figures in line["doubts"].items()}
-        print(f"{number}/{len(todo)} {cell.key}: error {line['error']:.2f}, caught {found}, {line['cpu_seconds']} s", flush=True)
-    wanted = {cell.key for cell in cells(options.scale)}
-    rows, goals = summarise([line for key, line in report.lines(log).items() if key in wanted])
+        return f"error {line['error']:.2f}, caught {found}"
+
+    todo = [] if options.summary else cells(options.scale)
+    report.run_cells(log, todo, lambda cell: run_cell(cell, data(cell.data), recipe, options.scale, folder), say)
+    rows, goals = summarise(report.finished(log, cells(options.scale)))
     file = report.write("doubt", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes))
     if options.scale == "small":

@@ -6,9 +6,9 @@ python benchmarks/generalization.py --data FOLDER --scale small --work runs/benc
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -246,23 +246,20 @@ def main() -> None:
     torch.set_num_threads(1)
     name = "generalization" if options.weights is None else "generalization-pretrained"
     folder = options.work / (options.scale if options.weights is None else f"{options.scale}-pretrained")
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "generalization.jsonl"
-    recipe, loaded = replace(RECIPES[options.scale], start=options.weights), {}
-    todo = [] if options.summary else cells(options.scale)
-    for number, cell in enumerate(todo, start=1):
-        with report.claim(log, cell.key) as mine:
-            if not mine:
-                continue
-            if cell.data not in loaded:
-                loaded[cell.data] = load(cell.data, options.data, options.work / "cache", recipe.side, MOST[options.scale])
-            line = run_cell(cell, loaded[cell.data], recipe, folder)
-            with log.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-        figures = f"{line['score']:.3f} (home {line['validation']:.3f}), {line['cpu_seconds']} s"
-        print(f"{number}/{len(todo)} {cell.key}: {figures}", flush=True)
-    wanted = {cell.key for cell in cells(options.scale)}
-    done = [line for key, line in report.lines(log).items() if key in wanted]
+    log = report.cell_log(name, options.scale, folder)
+    recipe = replace(RECIPES[options.scale], start=options.weights)
+
+    @cache
+    def data(of: str) -> Domains:
+        return load(of, options.data, options.work / "cache", recipe.side, MOST[options.scale])
+
+    report.run_cells(
+        log,
+        [] if options.summary else cells(options.scale),
+        lambda cell: run_cell(cell, data(cell.data), recipe, folder),
+        lambda line: f"{line['score']:.3f} (home {line['validation']:.3f})",
+    )
+    done = report.finished(log, cells(options.scale))
     rows, goals = summarise(done)
     file = report.write(name, options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes), size=(7.5, 5.5))

@@ -12,13 +12,24 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SMOKE = ROOT / "build" / "benchmarks"
 """Where ``--scale smoke`` writes: it judges nothing, so it must not replace a committed figure."""
 PACKAGES = ("bentoml", "numpy", "onnxruntime", "pillow", "pydicom", "torch", "uvicorn")
+
+
+class Keyed(Protocol):
+    """A cell: what is run at once, and found again by its key."""
+
+    @property
+    def key(self) -> str:
+        """Name of the cell and of its line."""
+
+
+C = TypeVar("C", bound=Keyed)
 
 
 def goal(name: str, value: float, at_least: float) -> dict[str, Any]:
@@ -87,6 +98,15 @@ def write(name: str, scale: str, seeds: Sequence[int], rows: list[dict[str, Any]
     return file
 
 
+def cell_log(name: str, scale: str, folder: Path) -> Path:
+    """Return where the lines of finished cells are kept: beside the result, since they are what it was made from.
+
+    A log that is in the repository outlives the machine that ran its cells. ``smoke`` judges nothing and keeps it in its folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.jsonl" if scale == "smoke" else RESULTS / f"{name}-{scale}.jsonl"
+
+
 def lines(log: Path) -> dict[str, dict[str, Any]]:
     """Return what is in a log of finished cells, by key."""
     found = log.read_text().splitlines() if log.exists() else []
@@ -106,6 +126,35 @@ def claim(log: Path, key: str) -> Iterator[bool]:
             yield False
         else:
             yield key not in lines(log)
+
+
+def run_cells(log: Path, todo: Sequence[C], run: Callable[[C], dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> None:
+    """Run the cells that are missing in a log, and append the line of each as it finishes.
+
+    Parameters
+    ----------
+    log : Path
+        From :func:`cell_log`.
+    todo : sequence
+        Cells, each with a ``key``.
+    run : callable
+        Makes a cell's line, which holds its ``key``.
+    say : callable
+        A line's figures in a few words, for the one who waits.
+    """
+    for number, cell in enumerate(todo, start=1):
+        with claim(log, cell.key) as mine:
+            if mine:
+                line = run(cell)
+                with log.open("a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+                print(f"{number}/{len(todo)} {cell.key}: {say(line)}, {line['cpu_seconds']} s", flush=True)
+
+
+def finished(log: Path, wanted: Sequence[Keyed]) -> list[dict[str, Any]]:
+    """Return the lines of those cells that are finished."""
+    keys = {cell.key for cell in wanted}
+    return [line for key, line in lines(log).items() if key in keys]
 
 
 def plot(file: Path, draw: Callable[[Any], None], size: tuple[float, float] = (7.0, 4.0)) -> Path:

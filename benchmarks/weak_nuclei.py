@@ -10,8 +10,8 @@ is only measured anew.
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +65,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.work / options.scale
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "weak_nuclei.jsonl"
-    recipe, loaded = RECIPES[options.scale], dict[str, Slides]()
-    todo = [] if options.summary else cells(options.scale)
-    for number, cell in enumerate(todo, start=1):
-        with report.claim(log, cell.key) as mine:
-            if not mine:
-                continue
-            if cell.data not in loaded:
-                loaded[cell.data] = read_slides(options.data, cell.data, recipe)
-            line = run_cell(cell, loaded[cell.data], recipe, folder / "weak_nuclei")
-            with log.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-        figures = ", ".join(f"{metric} {np.mean(line[metric]):.3f}" for metric in METRICS)
-        print(f"{number}/{len(todo)} {cell.key}: {figures}, {line['cpu_seconds']} s", flush=True)
-    wanted = {cell.key for cell in cells(options.scale)}
-    rows, goals = summarise([line for key, line in report.lines(log).items() if key in wanted])
+    log = report.cell_log("weak_nuclei", options.scale, folder)
+    recipe = RECIPES[options.scale]
+
+    @cache
+    def slides(name: str) -> Slides:
+        return read_slides(options.data, name, recipe)
+
+    report.run_cells(
+        log,
+        [] if options.summary else cells(options.scale),
+        lambda cell: run_cell(cell, slides(cell.data), recipe, folder / "weak_nuclei"),
+        lambda line: ", ".join(f"{metric} {np.mean(line[metric]):.3f}" for metric in METRICS),
+    )
+    rows, goals = summarise(report.finished(log, cells(options.scale)))
     file = report.write("weak_nuclei", options.scale, SEEDS, rows, goals)
     report.plot(file, lambda axes: draw(rows, axes), size=(9.0, 4.0))
     if options.scale == "small":
