@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Float,
@@ -112,4 +113,100 @@ pacs_objects = Table(
     Column("series_instance_uid", String(64), nullable=False),
     Column("sop_instance_uid", String(64), nullable=False, unique=True),
     Column("stored_at", DateTime(timezone=True), nullable=False),
+)
+
+kept_images = Table(
+    "kept_images",
+    metadata,
+    Column("image_sha256", String(64), primary_key=True),  # the PNG's name too
+    Column("rows", Integer, nullable=False),
+    Column("columns", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("facts", JSON, nullable=False),  # what judging and labelling need of the header: never who the patient is
+    Column("kept_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False, index=True),
+    Column("removed_at", DateTime(timezone=True)),  # the pixels are gone; the row stays for what refers to it
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("image_sha256", String(64), ForeignKey("kept_images.image_sha256"), nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("result_id", String(64), ForeignKey("results.id"), nullable=False),
+    Column("model_sha256", String(64), ForeignKey("models.sha256"), nullable=False),  # that of result_id
+    Column("origin", String(16), nullable=False),  # doubt, random
+    Column("site", String(64), nullable=False),  # a configured name, or empty
+    Column("patient", String(64), nullable=False),  # a keyed pseudonym
+    Column("state", String(16), nullable=False),  # service.worklist.STATES
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    UniqueConstraint("image_sha256", "model_name"),
+    Index("ix_items_model_name_state", "model_name", "state"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("item_id", Integer, ForeignKey("items.id"), primary_key=True),
+    Column("reader", String(64), primary_key=True),
+    Column("lease_id", String(64), nullable=False, unique=True),
+    Column("until", Float, nullable=False),  # seconds since 1970
+)
+
+skips = Table(
+    "skips",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("item_id", Integer, ForeignKey("items.id"), nullable=False, index=True),
+    Column("reader", String(64), nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("label_id", String(64), nullable=False, unique=True),
+    Column("item_id", Integer, ForeignKey("items.id"), index=True),  # none for a label of a result that was not flagged
+    Column("result_id", String(64), ForeignKey("results.id"), nullable=False),  # what the reader was shown
+    Column("image_sha256", String(64), nullable=False, index=True),
+    Column("model_sha256", String(64), nullable=False),
+    Column("reader", String(64), nullable=False),
+    Column("standing", String(16), nullable=False),  # reader, adjudicator
+    Column("kind", String(16), nullable=False),  # classes, annotation
+    Column("document", JSON, nullable=False),
+    Column("model_was_right", Boolean, nullable=False),  # the reader confirmed what was shown
+    Column("source", String(16), nullable=False),  # page, api, import, label-studio
+    Column("replaces", String(64), ForeignKey("labels.label_id")),
+    Column("seconds", Float),  # what the reader spent on it, where the caller says so
+    Column("created_at", DateTime(timezone=True), nullable=False),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),  # the last row of a name and role is in force
+    Column("model_name", String(64), nullable=False, index=True),
+    Column("model_sha256", String(64), nullable=False),  # of the copy under state/packages; empty: none (a candidate withdrawn)
+    Column("role", String(16), nullable=False),  # current, candidate
+    Column("actor", String(64), nullable=False),
+    Column("reason", String(512), nullable=False),
+    Column("report", JSON),  # the comparison that allowed it
+    Column("created_at", DateTime(timezone=True), nullable=False),
+)
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("result_id", String(64), ForeignKey("results.id"), primary_key=True),
+    Column("candidate_result_id", String(64), ForeignKey("results.id"), primary_key=True),
+    Column("model_name", String(64), nullable=False, index=True),
+    Column("site", String(64), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("candidate_verdict", String(16), nullable=False),
+    Column("same_findings", Boolean, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
 )
