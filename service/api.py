@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
-from collections.abc import Awaitable, Callable
 
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +18,7 @@ from service.arrivals import Arrivals
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
+from service.routes import Call, Handler, allowed, json_response, match
 from service.schemas import RETRY_AFTER, Status, problem
 from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status_of
 from service.telemetry import TIMED, log_fault, logger
@@ -34,40 +32,12 @@ HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
 }
-_RESULT = re.compile(r"/v1/results/([0-9a-f]{64})")
-ALLOW = {route: "GET, HEAD" if method == "GET" else method for method, route in ACCESS}
-"""Route -> the methods it answers to."""
-
-
-def _json(model: BaseModel, status: int = 200, media_type: str = "application/json") -> Response:
-    # allow_nan=False: a value that is not a number must fail here, not become null.
-    text = json.dumps(model.model_dump(mode="json", exclude_none=False), allow_nan=False)
-    return Response(text, status, media_type=media_type)
-
-
-def _accept(request: Request) -> str:
-    return ", ".join(request.headers.getlist("accept"))
+"""Of every response; one that brings its own keeps it."""
 
 
 async def _send(reply: Reply) -> Response:
     text = await asyncio.to_thread(reply.text) if reply.slow else reply.text()
     return Response(text, media_type=reply.media_type, headers={"vary": "Accept"})
-
-
-def match(path: str) -> tuple[str | None, str]:
-    """Return the route of a path, and its parameter ("" where it has none)."""
-    if found := _RESULT.fullmatch(path):
-        return "/v1/results/{result_id}", found[1]
-    return (path, "") if path in ALLOW and "{" not in path else (None, "")
-
-
-def _query(request: Request, allowed: set[str]) -> dict[str, str]:
-    """Return the query; an unknown or repeated parameter is refused rather than passed over."""
-    items = request.query_params.multi_items()
-    query = dict(items)
-    if len(query) < len(items) or not set(query) <= allowed:
-        raise Refusal("bad_request", f"The query may hold {', '.join(sorted(allowed)) or 'nothing'}, each once.")
-    return query
 
 
 class Api:
@@ -84,10 +54,10 @@ class Api:
             return
         started = time.perf_counter()
         request = Request(scope, receive)
-        route, parameter = match(scope["path"])
+        route, parameters = match(scope["path"])
         code = "ok"
         try:
-            response = await self._answer(request, route, parameter)
+            response = await self._answer(request, route, parameters)
         except Refusal as refusal:
             code, response = _refused(refusal, route)
         except ClientDisconnect:
@@ -97,7 +67,7 @@ class Api:
             log_fault(error)
             code, response = _refused(Refusal("internal_error"), route)
         for name, value in HEADERS.items():
-            response.headers[name] = value
+            response.headers.setdefault(name, value)
         if self.site is not None:
             self._count(route or "none", response.status_code, code, time.perf_counter() - started)
         await response(scope, receive, send)
@@ -111,14 +81,14 @@ class Api:
             fields = {"route": route, "status": status, "code": code, "ms": round(seconds * 1000, 1)}
             logger().info("request", extra={"fields": fields})
 
-    async def _answer(self, request: Request, route: str | None, parameter: str) -> Response:
+    async def _answer(self, request: Request, route: str | None, parameters: dict[str, str]) -> Response:
         if route is None:
             raise Refusal("not_found")
         method = "GET" if request.method == "HEAD" else request.method
         if (method, route) not in ACCESS:
             raise Refusal("method_not_allowed")
         if route == "/healthz":
-            return _json(Status(status="ok"))
+            return json_response(Status(status="ok"))
         site = self.site
         if site is None:
             raise Refusal("not_ready")
@@ -128,18 +98,18 @@ class Api:
         site.access.authorise(caller, method, route)
         if "public" not in ACCESS[method, route]:  # strangers share a bucket: they must not use up what health checks need
             site.access.spend(caller)
-        return await HANDLERS[route](site, request, parameter)
+        return await HANDLERS[method, route](site, Call(request, caller, parameters))
 
 
 def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
     document = problem(refusal)
-    response = _json(document, document.status, "application/problem+json")
+    response = json_response(document, document.status, "application/problem+json")
     if document.status in RETRY_AFTER:
         response.headers["retry-after"] = RETRY_AFTER[document.status]
     if document.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     if document.status == 405 and route is not None:
-        response.headers["allow"] = ALLOW[route]
+        response.headers["allow"] = allowed(route)
     if document.status == 406:
         response.headers["vary"] = "Accept"
     if document.status in {408, 413}:
@@ -147,16 +117,16 @@ def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
     return document.code, response
 
 
-async def _predict(site: Site, request: Request, _: str) -> Response:
-    query = _query(request, PARAMETERS)
-    wanted = read_wanted(query, _accept(request))
-    upload = await read_upload(request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
+async def _predict(site: Site, call: Call) -> Response:
+    query = call.query(*PARAMETERS)
+    wanted = read_wanted(query, call.accept)
+    upload = await read_upload(call.request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
     return await _send(await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude))
 
 
-async def _studies(site: Site, request: Request, _: str) -> Response:
-    query = _query(request, {"model"})
-    choose(_accept(request), (DICOM_JSON, JSON))
+async def _studies(site: Site, call: Call) -> Response:
+    query = call.query("model")
+    choose(call.accept, (DICOM_JSON, JSON))
     wanted = Wanted(query.get("model"))
     site.predictor(wanted.model)  # a model that is not there is the request's fault, not each instance's
 
@@ -167,23 +137,23 @@ async def _studies(site: Site, request: Request, _: str) -> Response:
         return Outcome(sop_class_uid, reply.uid, reply.stored.result["id"], reply.judgement.verdict)
 
     settings = site.settings
-    outcomes = await receive(request, analyse, settings.threads, settings.max_body_bytes, settings.body_timeout_seconds)
+    outcomes = await receive(call.request, analyse, settings.threads, settings.max_body_bytes, settings.body_timeout_seconds)
     for outcome in outcomes:
         site.telemetry.stow_instances.labels("ok" if outcome.refusal is None else "refused").inc()
     return Response(json.dumps(answer(outcomes)), status_of(outcomes), media_type=DICOM_JSON)
 
 
-async def _result(site: Site, request: Request, key: str) -> Response:
-    _query(request, set())
-    return await _send(await site.engine.run(lambda: site.result(key, _accept(request))))
+async def _result(site: Site, call: Call) -> Response:
+    call.query()
+    return await _send(await site.engine.run(lambda: site.result(call.parameters["result_id"], call.accept)))
 
 
-async def _models(site: Site, request: Request, _: str) -> Response:
-    _query(request, set())
-    return _json(site.models())
+async def _models(site: Site, call: Call) -> Response:
+    call.query()
+    return json_response(site.models())
 
 
-async def _metrics(site: Site, _: Request, __: str) -> Response:
+async def _metrics(site: Site, _: Call) -> Response:
     # The watch is another process; its rows are counted here, where they are asked for
     for state, number in (await asyncio.to_thread(Arrivals(site.store).counts)).items():
         site.telemetry.pacs_instances.labels(state).set(number)
@@ -191,25 +161,26 @@ async def _metrics(site: Site, _: Request, __: str) -> Response:
     return Response(content, headers={"content-type": media_type})
 
 
-async def _ready(_: Site, __: Request, ___: str) -> Response:
-    return _json(Status(status="ready"))
+async def _ready(_: Site, __: Call) -> Response:
+    return json_response(Status(status="ready"))
 
 
-async def _openapi(_: Site, __: Request, ___: str) -> Response:
+async def _openapi(_: Site, __: Call) -> Response:
     return Response(json.dumps(document()), media_type="application/json")
 
 
-async def _page(_: Site, __: Request, ___: str) -> Response:
+async def _page(_: Site, __: Call) -> Response:
     return Response(page(), media_type="text/html; charset=utf-8")
 
 
-HANDLERS: dict[str, Callable[[Site, Request, str], Awaitable[Response]]] = {
-    "/v1/predict": _predict,
-    "/v1/dicomweb/studies": _studies,
-    "/v1/results/{result_id}": _result,
-    "/v1/models": _models,
-    "/v1/openapi.json": _openapi,
-    "/metrics": _metrics,
-    "/readyz": _ready,
-    "/": _page,
+HANDLERS: dict[tuple[str, str], Handler] = {
+    ("POST", "/v1/predict"): _predict,
+    ("POST", "/v1/dicomweb/studies"): _studies,
+    ("GET", "/v1/results/{result_id}"): _result,
+    ("GET", "/v1/models"): _models,
+    ("GET", "/v1/openapi.json"): _openapi,
+    ("GET", "/metrics"): _metrics,
+    ("GET", "/readyz"): _ready,
+    ("GET", "/"): _page,
 }
+"""(method, route) -> what answers it; ``/healthz`` is answered before there is a site."""

@@ -58,7 +58,21 @@ def media_type_of(header: str | None) -> tuple[str, dict[bytes, bytes]]:
     return value.decode("latin-1").lower(), options
 
 
-async def _read(request: Request, limit: int, seconds: float) -> bytes:
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """Read a whole body.
+
+    Parameters
+    ----------
+    request : Request
+    limit : int, bytes
+    seconds : float
+        For the whole body.
+
+    Raises
+    ------
+    Refusal
+        ``too_large`` or ``request_timeout``.
+    """
     declared = request.headers.get("content-length", "")
     # Eighteen digits are beyond any limit; Python refuses to convert thousands. What is left unchecked here is counted below.
     if declared.isascii() and declared.isdigit() and int(declared[:18]) > limit:
@@ -190,7 +204,7 @@ async def read_upload(request: Request, limit: int, seconds: float) -> Upload:
         raise Refusal("unsupported_media_type", f"Content-Type must be one of {', '.join((*IMAGE_TYPES, FORM))}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal("unsupported_media_type", "A Content-Encoding is not taken.")
-    body = await _read(request, limit, seconds)
+    body = await read_body(request, limit, seconds)
     if not body:
         raise Refusal("empty_body")
     if media_type == FORM:

@@ -1,0 +1,129 @@
+"""Paths to routes, and what a handler gets of a request."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.errors import Refusal
+from service.access import ACCESS, Caller
+from service.wall import media_type_of, read_body
+
+if TYPE_CHECKING:
+    from service.analysis import Site
+
+Document = TypeVar("Document", bound=BaseModel)
+
+FORMS: dict[str, str] = {
+    "result_id": "[0-9a-f]{64}",
+}
+"""Parameter of a path -> its form, a regular expression; a path in which it has another form is no route."""
+MAX_JSON_BYTES = 1024 * 1024
+
+
+def _pattern(route: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", route)
+    return re.compile("".join(re.escape(part) if i % 2 == 0 else f"(?P<{part}>{FORMS[part]})" for i, part in enumerate(parts)))
+
+
+_PLAIN = frozenset(route for _, route in ACCESS if "{" not in route)
+_PATTERNS = {route: _pattern(route) for _, route in ACCESS if "{" in route}
+
+
+def match(path: str) -> tuple[str | None, dict[str, str]]:
+    """Return the route of a path, or None, and its parameters."""
+    if path in _PLAIN:
+        return path, {}
+    for route, pattern in _PATTERNS.items():
+        if found := pattern.fullmatch(path):
+            return route, found.groupdict()
+    return None, {}
+
+
+def allowed(route: str) -> str:
+    """Return the methods that a route answers to, as the header ``Allow`` names them."""
+    return ", ".join("GET, HEAD" if method == "GET" else method for method, known in ACCESS if known == route)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that may be made.
+
+    Attributes
+    ----------
+    request : Request
+    caller : Caller
+        Who makes it.
+    parameters : dict of str to str
+        Of the path.
+    """
+
+    request: Request
+    caller: Caller
+    parameters: dict[str, str]
+
+    def query(self, *names: str) -> dict[str, str]:
+        """Return the query; an unknown or repeated parameter is refused rather than passed over.
+
+        Raises
+        ------
+        Refusal
+            ``bad_request``.
+        """
+        items = self.request.query_params.multi_items()
+        query = dict(items)
+        if len(query) < len(items) or not set(query) <= set(names):
+            raise Refusal("bad_request", f"The query may hold {', '.join(sorted(names)) or 'nothing'}, each once.")
+        return query
+
+    @property
+    def accept(self) -> str:
+        """The Accept header."""
+        return ", ".join(self.request.headers.getlist("accept"))
+
+    async def document(self, kind: type[Document], seconds: float, limit: int = MAX_JSON_BYTES) -> Document:
+        """Read the body, a JSON document.
+
+        Parameters
+        ----------
+        kind : type
+            Its pydantic class.
+        seconds : float
+            For the whole body.
+        limit : int, bytes
+
+        Raises
+        ------
+        Refusal
+            ``unsupported_media_type`` if it is not declared to be JSON, ``too_large``, ``request_timeout``, ``bad_request``
+            if it is no such document; the message names the field, never its value.
+        """
+        media_type, _ = media_type_of(self.request.headers.get("content-type"))
+        if media_type != "application/json" or self.request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refusal("unsupported_media_type", "Content-Type must be application/json, without a Content-Encoding.")
+        body = await read_body(self.request, limit, seconds)
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            # A name in the body is the caller's text too: only names that the class knows are repeated
+            known = first["loc"][0] if first["loc"] and first["loc"][0] in kind.model_fields else "the document"
+            raise Refusal("bad_request", f"The body is not as documented: {known} ({first['type']}).") from None
+
+
+Handler = Callable[["Site", Call], Awaitable[Response]]
+"""Answers a request to one route."""
+
+
+def json_response(document: BaseModel, status: int = 200, media_type: str = "application/json") -> Response:
+    """Return a document as a response."""
+    # allow_nan=False: a value that is not a number must fail here, not become null.
+    text = json.dumps(document.model_dump(mode="json", exclude_none=False), allow_nan=False)
+    return Response(text, status, media_type=media_type)
