@@ -210,3 +210,11 @@ comparisons = Table(
     Column("same_findings", Boolean, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id_sha256", String(64), primary_key=True),  # of the cookie
+    Column("token_sha256", String(64), nullable=False),  # of the token it was opened with
+    Column("expires_at", Float, nullable=False),  # seconds since 1970
+)
