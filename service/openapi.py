@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from models import __version__
 from service.access import ACCESS
 from service.negotiation import GEOJSON
+from service.openapi_parts import ALWAYS, Json, answer, problems, text
 from service.related import RELATED
-from service.schemas import STATUS, Answer, Models, Problem, SegmentationAnswer, Status
+from service.schemas import Answer, Models, Problem, SegmentationAnswer, Status
 from service.stow import DICOM_JSON
 from service.wall import IMAGE_TYPES
-
-Json = dict[str, Any]
 
 _REFUSED_WHOLE = (
     "empty_body",
@@ -63,31 +61,7 @@ _STORE_RESPONSE: Json = {
     "type": "object",
     "properties": {"00081190": {"type": "object"}} | dict.fromkeys(("00081198", "00081199", "0008119A"), _ITEMS),
 }
-_ALWAYS = ("bad_request", "method_not_allowed", "unauthenticated", "forbidden", "rate_limited", "not_ready", "internal_error")
 _STORED = ("not_found", "not_acceptable", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
-
-
-def _problems(codes: tuple[str, ...]) -> Json:
-    by_status: dict[int, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(STATUS[code], []).append(code)
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        str(status): {
-            "description": "One of the codes " + ", ".join(names) + ".",
-            "content": {"application/problem+json": {"schema": schema}},
-        }
-        for status, names in sorted(by_status.items())
-    }
-
-
-def _answer(schema: str, description: str) -> Json:
-    return {
-        "200": {
-            "description": description,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
-        }
-    }
 
 
 def _predicted(description: str) -> Json:
@@ -100,10 +74,6 @@ def _stored_instances() -> Json:
     told = {"200": "All were committed.", "202": "A part was committed.", "409": "None was committed; each has its reason."}
     content = {DICOM_JSON: {"schema": _STORE_RESPONSE}}
     return {status: {"description": text, "content": content} for status, text in told.items()}
-
-
-def _text(media_type: str, description: str) -> Json:
-    return {"200": {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 def _operations() -> dict[tuple[str, str], Json]:
@@ -136,43 +106,43 @@ def _operations() -> dict[tuple[str, str], Json]:
             "description": "The same image, model and region give the same result_id and one stored row, however often sent.",
             "parameters": query,
             "requestBody": {"required": True, "content": content},
-            "responses": _predicted("The prediction; it is stored.") | _problems((*_IMAGE_CODES, *_ALWAYS)),
+            "responses": _predicted("The prediction; it is stored.") | problems((*_IMAGE_CODES, *ALWAYS)),
         },
         ("POST", "/v1/dicomweb/studies"): {
             "summary": "Predict for DICOM instances sent by STOW-RS",
             "description": "Each part is analysed and committed on its own; the answer says of each what became of it.",
             "parameters": query[:1],
             "requestBody": {"required": True, "content": {RELATED: {"schema": binary}}},
-            "responses": _stored_instances() | _problems((*_REFUSED_WHOLE, *_ALWAYS)),
+            "responses": _stored_instances() | problems((*_REFUSED_WHOLE, *ALWAYS)),
         },
         ("GET", "/v1/results/{result_id}"): {
             "summary": "A stored result",
             "parameters": [result],
-            "responses": _predicted("As it was answered.") | _problems((*_STORED, *_ALWAYS)),
+            "responses": _predicted("As it was answered.") | problems((*_STORED, *ALWAYS)),
         },
         ("GET", "/v1/models"): {
             "summary": "The loaded models with their cards",
-            "responses": _answer("Models", "The first is the default.") | _problems(_ALWAYS),
+            "responses": answer("Models", "The first is the default.") | problems(ALWAYS),
         },
         ("GET", "/v1/openapi.json"): {
             "summary": "This document",
-            "responses": _text("application/json", "OpenAPI 3.1.") | _problems(_ALWAYS),
+            "responses": text("application/json", "OpenAPI 3.1.") | problems(ALWAYS),
         },
         ("GET", "/"): {
             "summary": "This document as a page",
-            "responses": _text("text/html", "It loads nothing from elsewhere.") | _problems(_ALWAYS),
+            "responses": text("text/html", "It loads nothing from elsewhere.") | problems(ALWAYS),
         },
         ("GET", "/healthz"): {
             "summary": "Whether the process answers",
-            "responses": _answer("Status", "It does.") | _problems(("method_not_allowed", "internal_error")),
+            "responses": answer("Status", "It does.") | problems(("method_not_allowed", "internal_error")),
         },
         ("GET", "/readyz"): {
             "summary": "Whether images are taken",
-            "responses": _answer("Status", "They are.") | _problems(_ALWAYS),
+            "responses": answer("Status", "They are.") | problems(ALWAYS),
         },
         ("GET", "/metrics"): {
             "summary": "Metrics of all workers, in Prometheus' text format",
-            "responses": _text("text/plain", "See docs/metrics.md.") | _problems(_ALWAYS),
+            "responses": text("text/plain", "See docs/metrics.md.") | problems(ALWAYS),
         },
     }
 
