@@ -116,8 +116,8 @@ def model_row(predictor: AnyPredictor) -> dict[str, Any]:
 
 
 @contextmanager
-def _coded() -> Iterator[None]:
-    """Give a database's failure a code: nothing was committed, so the caller may send the image again."""
+def coded() -> Iterator[None]:
+    """Give a failure of the database or the disk a code: nothing was committed, so the caller may send the image again."""
     try:
         yield
     except sa.exc.DBAPIError as error:
@@ -150,7 +150,7 @@ class Store:
         sa.event.listen(self._writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         # One writer at a time is SQLite's rule; waiting here is fair and quick, waiting in SQLite is polling.
         self._turn = threading.Lock()
-        with _coded():
+        with coded():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)  # SQLite gives its other files the same mode
             file.chmod(0o600)
@@ -194,13 +194,13 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Read in a transaction; a database's failure is a :class:`Refusal`."""
-        with _coded(), self._reader.begin() as connection:
+        with coded(), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """Write in a transaction, one at a time; a database's failure is a :class:`Refusal`."""
-        with _coded(), self._turn, self._writer.begin() as connection:
+        with coded(), self._turn, self._writer.begin() as connection:
             yield connection
 
     def register(self, predictor: AnyPredictor) -> None:
