@@ -7,6 +7,7 @@ doubt) is a planar region of interest each, with its outline as spatial coordina
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import highdicom.sr as hd
 import numpy as np
@@ -106,14 +107,6 @@ def to_graphic(points: ArrayLike, rows: int, columns: int) -> NDArray[np.float32
 
 def _measurement_report(source: Dataset, answer: Answer | SegmentationAnswer, commit: Commit) -> hd.MeasurementReport:
     model = answer.model
-    device = hd.DeviceObserverIdentifyingAttributes(
-        uid=make_uid("device", model.sha256),
-        name=f"Overread {models.__version__}",
-        manufacturer_name=MANUFACTURER,
-        model_name=f"{model.name} {model.version}",
-        serial_number=model.sha256,
-    )
-    observer = hd.ObserverContext(codes.DCM.Device, device)
     groups = _Groups(source, answer, commit)
     measured: list[_Group] = [groups.doubts(answer)]
     notes: list[str] = []
@@ -123,7 +116,7 @@ def _measurement_report(source: Dataset, answer: Answer | SegmentationAnswer, co
         regions, notes = groups.segmentation(answer)
         measured += regions
     content = hd.MeasurementReport(
-        observation_context=hd.ObservationContext(observer_device_context=observer),
+        observation_context=_observer(model.sha256, f"{model.name} {model.version}"),
         procedure_reported=codes.SCT.ImagingProcedure,
         imaging_measurements=measured,
         title=codes.DCM.ImagingMeasurementReport,
@@ -133,6 +126,18 @@ def _measurement_report(source: Dataset, answer: Answer | SegmentationAnswer, co
     for text in notes:  # TID 1500 is extensible
         content[0].ContentSequence.append(hd.TextContentItem(codes.DCM.Comment, text, hd.RelationshipTypeValues.CONTAINS))
     return content
+
+
+@lru_cache(64)
+def _observer(model_sha256: str, model_name: str) -> hd.ObservationContext:
+    device = hd.DeviceObserverIdentifyingAttributes(
+        uid=make_uid("device", model_sha256),
+        name=f"Overread {models.__version__}",
+        manufacturer_name=MANUFACTURER,
+        model_name=model_name,
+        serial_number=model_sha256,
+    )
+    return hd.ObservationContext(observer_device_context=hd.ObserverContext(codes.DCM.Device, device))
 
 
 class _Groups:
@@ -251,7 +256,9 @@ class _Groups:
         return hd.TrackingIdentifier(uid=make_uid("tracking", self.report_uid, name), identifier=name)
 
 
+@lru_cache(512)
 def _concept(code: own.Code) -> hd.CodedConcept:
+    """Return a code's item; one and the same wherever the code stands, since nobody changes it."""
     value, scheme, meaning = code
     return hd.CodedConcept(value=value, scheme_designator=scheme, meaning=meaning)
 

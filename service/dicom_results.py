@@ -27,13 +27,14 @@ from pydicom.valuerep import TEXT_VR_DELIMS
 import models
 from models.errors import Refusal
 from models.quiet import silence_readers
+from service.dicom_encoding import encoded
 from service.schemas import Answer, SegmentationAnswer
 
 MANUFACTURER = "Overread"
 MODEL_NAME = "Overread results"
 """ManufacturerModelName of what we write. The drawn example is by the same manufacturer, and an image to be analysed."""
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSIS"
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever the objects of one and the same result get another content: a UID names one content only."""
 _MARK = b"OVRD"
 _PRIMARY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -216,7 +217,7 @@ def dress(dataset: Dataset, kind: Kind, header: Dataset, answer: Answer | Segmen
 def dicom_bytes(dataset: Dataset) -> bytes:
     """Return the bytes of the file: the same for the same result."""
     stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
+    (encoded(dataset) if dataset.get("Modality") == REPORT.modality else dataset).save_as(stream, enforce_file_format=True)
     return stream.getvalue()
 
 
