@@ -90,7 +90,33 @@ def read_annotation(path: Path, rows: int, columns: int) -> Annotation:
     suffix = path.suffix.lower()
     if suffix not in (*GEOJSON, ".csv"):
         _refuse("an annotation is a .geojson, .json or .csv file.")
-    annotation = (_from_csv if suffix == ".csv" else _from_geojson)(_text(path), _Frame(rows, columns))
+    if suffix == ".csv":
+        return _checked(_from_csv(_text(path), _Frame(rows, columns)), rows, columns)
+    try:
+        document = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise Refusal("data_invalid", "the annotation is no readable JSON.") from error
+    return annotation_of(document, rows, columns)
+
+
+def annotation_of(document: Any, rows: int, columns: int) -> Annotation:
+    """Return what a GeoJSON document marks in an image of that size; refuses as :func:`read_annotation` does.
+
+    Parameters
+    ----------
+    document : object
+        As ``json`` gives it.
+    rows, columns : int, pixels
+    """
+    return _checked(_from_geojson(document, _Frame(rows, columns)), rows, columns)
+
+
+def geojson_of(annotation: Annotation) -> dict[str, Any]:
+    """Return an annotation as a GeoJSON FeatureCollection; :func:`annotation_of` gives it back, to the last bit."""
+    return {"type": "FeatureCollection", "features": _features(annotation)}
+
+
+def _checked(annotation: Annotation, rows: int, columns: int) -> Annotation:
     marked = len(annotation.points) + len(annotation.polygons) + sum(s.label == "foreground" for s in annotation.scribbles)
     if not marked:
         _refuse("no nucleus is marked.")
@@ -115,7 +141,7 @@ def write_annotation(path: Path, annotation: Annotation) -> None:
     """
     suffix = path.suffix.lower()
     if suffix in GEOJSON:
-        path.write_text(json.dumps({"type": "FeatureCollection", "features": _features(annotation)}, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(geojson_of(annotation), indent=1), encoding="utf-8")
     elif suffix != ".csv":
         _refuse("an annotation is a .geojson, .json or .csv file.")
     elif annotation.scribbles or annotation.polygons or annotation.region is not None:
@@ -207,11 +233,7 @@ def _from_csv(text: str, frame: _Frame) -> Annotation:
     return Annotation(np.array(points).reshape(-1, 2))
 
 
-def _from_geojson(text: str, frame: _Frame) -> Annotation:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refusal("data_invalid", "the annotation is no readable JSON.") from error
+def _from_geojson(document: Any, frame: _Frame) -> Annotation:
     features = document.get("features") if isinstance(document, dict) else document
     if not isinstance(features, list) or not features:
         _refuse("the annotation holds no list of features.")

@@ -14,6 +14,8 @@ CODES: dict[str, str] = {
     "not_acceptable": "The answer cannot be given in a media type that the Accept header names.",
     "method_not_allowed": "The resource does not answer to this method.",
     "unauthenticated": "A valid bearer token is needed.",
+    "session_expired": "The session is over; sign in again.",
+    "csrf": "The request was not made by this service's own page.",
     "forbidden": "The token's role may not do this.",
     "rate_limited": "This caller has used up its requests for now.",
     "overloaded": "The queue is full; try again later.",
@@ -43,7 +45,12 @@ CODES: dict[str, str] = {
     "archive_unavailable": "The archive cannot be reached, or lets nobody in; it is tried again.",
     "archive_refused": "The archive did not give an instance, or did not take a result.",
     "not_asked_for": "The rules of the settings do not ask for this instance.",
+    # labels
+    "label_invalid": "The label does not fit the image or the model card.",
+    "label_conflict": "Another label of this reader stands, or its key was used for another one.",
+    "stale_result": "The image was scored by another model package since; look at it again, or say that it was seen earlier.",
     # data and commands
+    "burned_in_annotation": "An image is said to hold writing in its pixels, which may be a patient's name.",
     "data_invalid": "The data does not fit what was asked; the message names the row.",
     "config_invalid": "A setting is missing or out of range.",
     "output_exists": "The output exists already and was made from something else.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,8 @@ STATUS: dict[str, int] = {
     "not_acceptable": 406,
     "method_not_allowed": 405,
     "unauthenticated": 401,
+    "session_expired": 401,
+    "csrf": 403,
     "forbidden": 403,
     "rate_limited": 429,
     "overloaded": 503,
@@ -41,6 +44,9 @@ STATUS: dict[str, int] = {
     "view_not_accepted": 422,
     "age_not_accepted": 422,
     "too_small": 422,
+    "label_invalid": 422,
+    "label_conflict": 409,
+    "stale_result": 409,
     "model_output_invalid": 500,
 }
 """Error code -> HTTP status, for the codes that a request can meet; the other codes belong to commands."""
@@ -251,6 +257,21 @@ class Models(_Document):
     """The models that are served."""
 
     models: list[LoadedModel]
+
+
+class Login(_Document):
+    """What one signs in with."""
+
+    token: Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class SessionAnswer(_Document):
+    """Who is signed in; ``role`` is null where nobody is. An open service asks nobody, and everyone is its operator."""
+
+    open: bool
+    role: Literal["device", "annotator", "operator"] | None
+    name: str
+    expires_at: datetime | None
 
 
 class Status(_Document):
