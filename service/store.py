@@ -235,7 +235,13 @@ class Store:
         return at.replace(tzinfo=UTC)
 
     def record(
-        self, row: dict[str, Any], uid: str | None, triage_sha256: str, judge: Callable[[bool], Judgement]
+        self,
+        row: dict[str, Any],
+        uid: str | None,
+        triage_sha256: str,
+        judge: Callable[[bool], Judgement],
+        site: str = "",
+        then: Callable[[sa.Connection, Judgement], None] | None = None,
     ) -> tuple[bool, Judgement]:
         """Commit a result, the instance it came from, and its verdict, in one transaction; what is there already stays.
 
@@ -249,6 +255,10 @@ class Store:
             Digest of the limits in force.
         judge : callable
             Called with whether the UID was seen before with another image.
+        site : str
+            Where the image came from: a configured name, or empty.
+        then : callable, optional
+            Called in the transaction with the stored verdict; what it raises undoes everything.
 
         Returns
         -------
@@ -264,11 +274,22 @@ class Store:
             judgement = judge(reused)
             key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
             values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
+            values["site"] = site
             if connection.execute(_ADD_VERDICT, values).rowcount == 0:
                 same = [verdicts.c[name] == value for name, value in key.items()]
                 stored = connection.execute(sa.select(verdicts.c.verdict, verdicts.c.reasons).where(*same)).one()
                 judgement = Judgement(stored.verdict, tuple(stored.reasons))
+            if then is not None:
+                then(connection, judgement)
         return made.rowcount == 1, judgement
+
+    def reused(self, uid: str | None, image_sha256: str) -> bool:
+        """Tell whether a SOP Instance UID came with another image before."""
+        if uid is None:
+            return False
+        with self.reading() as connection:
+            first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one_or_none()
+        return first not in {None, image_sha256}
 
     @staticmethod
     def _see(connection: sa.Connection, uid: str, image_sha256: str, now: datetime) -> bool:

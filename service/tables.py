@@ -72,7 +72,8 @@ verdicts = Table(
     Column("triage_sha256", String(64), nullable=False),
     Column("verdict", String(16), nullable=False),
     Column("reasons", JSON, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, index=True),
+    Column("site", String(64), nullable=False, server_default=""),  # a configured name, or empty
     UniqueConstraint("result_id", "sop_instance_uid", "triage_sha256"),
 )
 
