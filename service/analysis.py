@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from models.batch import AnyPredictor, load_model
-from models.card import ModelCard, Triage
+from models.batch import AnyPredictor
+from models.card import ModelCard
 from models.errors import Refusal
 from models.image import Image
 from models.imaging import read_image, sniff
@@ -18,12 +18,15 @@ from models.preprocess import check_accepted, preprocess
 from models.triage import Judgement, judge
 from service.access import Access
 from service.answers import Reply, card_of
+from service.callers import Proxy
 from service.dicom_results import is_ours
 from service.engine import Engine
+from service.lineup import Lineup, Served
 from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
-from service.settings import Settings, triage_sha256
-from service.store import Store, Stored, model_row, result_id, result_row
+from service.sessions import Sessions
+from service.settings import Settings
+from service.store import Store, Stored, result_id, result_row
 from service.telemetry import Telemetry
 from service.wall import Upload
 from service.wanted import Box, Wanted, region_within
@@ -42,11 +45,10 @@ class Analysis:
         Decoded as far as its model needs it.
     stored : Stored
         What is stored of it, or will be.
-    predictor : Predictor or SegmenterPredictor
+    served : Served
+        The package that predicted, and the limits in force at this site.
     uid : str or None
         SOP Instance UID.
-    limits : Triage
-        In force at this site, and their digest.
     known : Judgement or None
         The verdict, where it is in the store already.
     extras : Extras
@@ -59,10 +61,8 @@ class Analysis:
 
     image: Image
     stored: Stored
-    predictor: AnyPredictor
+    served: Served
     uid: str | None
-    limits: Triage
-    limits_sha256: str
     known: Judgement | None
     extras: Extras
     media_type: str
@@ -81,32 +81,25 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.access = Access.read(settings.tokens, settings.rate_limit_per_minute)
-        loaded = [load_model(folder) for folder in settings.models]
-        self.predictors = {predictor.card.name: predictor for predictor in loaded}
-        if len(self.predictors) < len(loaded):
-            raise Refusal("config_invalid", "OVERREAD_MODELS: two model packages have the same name.")
-        # The same for every image of a model, so worked out once.
-        self._rows = {name: model_row(predictor) for name, predictor in self.predictors.items()}
-        self._limits = {name: settings.triage(predictor.card.triage) for name, predictor in self.predictors.items()}
-        self._digests = {name: triage_sha256(limits) for name, limits in self._limits.items()}
+        self.proxy = Proxy.read(settings)
+        self.access = Access.read(settings.tokens, settings.rate_limit_per_minute, proxied=self.proxy is not None)
         self.telemetry = Telemetry()
         self.store = Store(settings.database)
+        self.lineup = Lineup(settings, self.store, self.telemetry)
+        self.sessions = Sessions(self.store, self.access, settings.session_hours)
         self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
-        for predictor in loaded:
-            self.store.register(predictor)
-            self.telemetry.loaded(predictor)
 
     def close(self) -> None:
         """Finish admitted work, then close the store."""
         self.engine.close()
+        self.lineup.close()
         self.store.close()
 
     def models(self) -> Models:
         """Return the loaded models with their cards; the first is the default."""
         entries = []
-        for number, predictor in enumerate(self.predictors.values()):
-            card = predictor.card
+        for number, served in enumerate(self.lineup.current.values()):
+            predictor, card = served.predictor, served.predictor.card
             entries.append(
                 LoadedModel(
                     name=card.name,
@@ -119,8 +112,15 @@ class Site:
             )
         return Models(models=entries)
 
-    def analyse(self, upload: Upload, wanted: Wanted) -> Analysis:
+    def analyse(self, upload: Upload, wanted: Wanted, served: Served | None = None) -> Analysis:
         """Analyse one image up to what is to be stored; blocking, for a thread of the engine. :meth:`conclude` follows.
+
+        Parameters
+        ----------
+        upload : Upload
+        wanted : Wanted
+        served : Served, optional
+            The package, where a request with several images chose it once for all of them; else the current one.
 
         Raises
         ------
@@ -128,7 +128,8 @@ class Site:
             As :meth:`service.wanted.Wanted.media_type`, :func:`models.imaging.read_image`,
             :func:`models.preprocess.check_accepted`, the predictor and the store say.
         """
-        predictor = self.predictor(wanted.model)
+        served = served or self.served(wanted.model)  # looked up once: another may be promoted meanwhile
+        predictor = served.predictor
         media_type = wanted.media_type(predictor.card, upload.regions is not None)
         if upload.media_type is not None and sniff(upload.body) != upload.media_type:
             raise Refusal("unsupported_media_type", f"The body is not {upload.media_type}, as its Content-Type says.")
@@ -141,21 +142,20 @@ class Site:
         region = region_within(wanted.region, image)
         uid = _uid(image)
         key = result_id(image.sha256, predictor.sha256, region)
-        limits, digest = self._limits[predictor.card.name], self._digests[predictor.card.name]
         stored = self.store.find(key)
-        known = self.store.verdict(key, uid, digest) if stored else None
+        known = self.store.verdict(key, uid, served.limits_sha256) if stored else None
         extras, refused = Extras(), None
         if isinstance(predictor, Predictor):
-            stored, extras = self._classify(predictor, image, notes, stored, wanted.heatmap, started)
+            stored, extras = self._classify(predictor, served.row, image, notes, stored, wanted.heatmap, started)
         else:
             regions = read_regions(upload.regions, image, region)
-            stored = self._segment(predictor, image, notes, stored, region, started)
+            stored = self._segment(predictor, served.row, image, notes, stored, region, started)
             try:
                 extras = beside(stored.result, image, wanted, regions)
             except Refusal as refusal:  # the network's work is kept all the same: it is committed first
                 refused = refusal
         verdict = known[1] if known else None
-        return Analysis(image, stored, predictor, uid, limits, digest, verdict, extras, media_type, refused)
+        return Analysis(image, stored, served, uid, verdict, extras, media_type, refused)
 
     def conclude(self, analysis: Analysis) -> Reply:
         """Commit an analysis, then decide its answer; blocking, for the engine's thread that commits.
@@ -169,27 +169,39 @@ class Site:
         if judgement is None:
             judgement = self._record(analysis)
         else:
-            self.telemetry.repeated.labels(analysis.predictor.card.name).inc()
+            self.telemetry.repeated.labels(analysis.served.predictor.card.name).inc()
         if analysis.refused is not None:
             raise analysis.refused
-        card = analysis.predictor.card
+        card = analysis.served.predictor.card
         return Reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
 
-    def predictor(self, model: str | None) -> AnyPredictor:
-        """Return a loaded model by its name; None is the default.
+    def served(self, model: str | None) -> Served:
+        """Return the current package of a model name; None is the default.
 
         Raises
         ------
         Refusal
             ``unknown_model``.
         """
-        name = next(iter(self.predictors)) if model is None else model
-        if name not in self.predictors:
+        current = self.lineup.current
+        name = next(iter(current)) if model is None else model
+        if name not in current:
             raise Refusal("unknown_model")
-        return self.predictors[name]
+        return current[name]
+
+    def predictor(self, model: str | None) -> AnyPredictor:
+        """Return the predictor of :meth:`served`."""
+        return self.served(model).predictor
 
     def _classify(
-        self, predictor: Predictor, image: Image, notes: list[str], stored: Stored | None, heatmap: bool, started: float
+        self,
+        predictor: Predictor,
+        model: dict[str, Any],
+        image: Image,
+        notes: list[str],
+        stored: Stored | None,
+        heatmap: bool,
+        started: float,
     ) -> tuple[Stored, Extras]:
         """Return what is stored, and the heatmap where it is wanted; the network runs for what is not there."""
         if stored is not None and not heatmap:
@@ -201,11 +213,12 @@ class Site:
         (prediction,) = predictor.predict_tensor(tensor, heatmap=heatmap)
         self.telemetry.inference.labels(name).observe(time.perf_counter() - running)
         picture = _heatmap(prediction, predictor.card, image) if heatmap else None
-        return stored or Stored(result_row(image, prediction, predictor, notes), self._rows[name]), Extras(heatmap=picture)
+        return stored or Stored(result_row(image, prediction, predictor, notes), model), Extras(heatmap=picture)
 
     def _segment(
         self,
         predictor: SegmenterPredictor,
+        model: dict[str, Any],
         image: Image,
         notes: list[str],
         stored: Stored | None,
@@ -221,20 +234,20 @@ class Site:
         segmentation, _ = predictor.predict(image, region)
         self.telemetry.inference.labels(name).observe(time.perf_counter() - running)
         record = record_of(segmentation, image, region)
-        return Stored(result_row(image, segmentation, predictor, notes, record), self._rows[name])
+        return Stored(result_row(image, segmentation, predictor, notes, record), model)
 
     def _record(self, analysis: Analysis) -> Judgement:
-        limits, prediction = analysis.limits, analysis.stored.prediction
+        limits, prediction = analysis.served.limits, analysis.stored.prediction
         notes = analysis.stored.result["notes"]
         started = time.perf_counter()
         new, judgement = self.store.record(
             analysis.stored.result,
             analysis.uid,
-            analysis.limits_sha256,
+            analysis.served.limits_sha256,
             lambda reused: judge(prediction, limits, [*notes, "uid_reused"] if reused else notes),
         )
         self.telemetry.store.observe(time.perf_counter() - started)
-        name = analysis.predictor.card.name
+        name = analysis.served.predictor.card.name
         if new:
             self.telemetry.loss_percentile.labels(name).observe(prediction.loss_percentile)
             self.telemetry.domain_percentile.labels(name).observe(prediction.domain_percentile)

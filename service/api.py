@@ -15,9 +15,11 @@ from service.access import ACCESS
 from service.analysis import Site
 from service.answers import Reply
 from service.arrivals import Arrivals
+from service.callers import identify
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
+from service.page_api import PAGE_HANDLERS
 from service.routes import Call, Handler, allowed, json_response, match
 from service.schemas import RETRY_AFTER, Status, problem
 from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status_of
@@ -94,9 +96,10 @@ class Api:
             raise Refusal("not_ready")
         if site.access.open:
             check_host(request)
-        caller = site.access.identify(request.headers.get("authorization"))
+        public = "public" in ACCESS[method, route]
+        caller = await identify(site, request, public=public)
         site.access.authorise(caller, method, route)
-        if "public" not in ACCESS[method, route]:  # strangers share a bucket: they must not use up what health checks need
+        if not public:  # strangers share a bucket: they must not use up what health checks need
             site.access.spend(caller)
         return await HANDLERS[method, route](site, Call(request, caller, parameters))
 
@@ -128,11 +131,11 @@ async def _studies(site: Site, call: Call) -> Response:
     query = call.query("model")
     choose(call.accept, (DICOM_JSON, JSON))
     wanted = Wanted(query.get("model"))
-    site.predictor(wanted.model)  # a model that is not there is the request's fault, not each instance's
+    served = site.served(wanted.model)  # one package for all; and a model that is not there is no instance's fault
 
     async def analyse(content: bytes) -> Outcome:
         upload = Upload(content, "application/dicom")
-        reply = await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude)
+        reply = await site.engine.run_and_commit(lambda: site.analyse(upload, wanted, served), site.conclude)
         sop_class_uid, _ = meta_uids(content)
         return Outcome(sop_class_uid, reply.uid, reply.stored.result["id"], reply.judgement.verdict)
 
@@ -182,5 +185,6 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "/metrics"): _metrics,
     ("GET", "/readyz"): _ready,
     ("GET", "/"): _page,
+    **PAGE_HANDLERS,
 }
 """(method, route) -> what answers it; ``/healthz`` is answered before there is a site."""

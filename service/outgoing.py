@@ -75,9 +75,10 @@ def analyse(site: Site, data: bytes, earlier: Earlier) -> tuple[Reply, list[Data
         As :meth:`service.analysis.Site.analyse`, :meth:`service.analysis.Site.conclude` and :func:`results`.
     """
     settings = site.settings
-    heatmap = "sc" in settings.pacs_results and isinstance(site.predictor(settings.pacs_model).card, ModelCard)
-    analysis = site.analyse(Upload(data, "application/dicom"), Wanted(settings.pacs_model, heatmap=heatmap))
+    served = site.served(settings.pacs_model)
+    heatmap = "sc" in settings.pacs_results and isinstance(served.predictor.card, ModelCard)
+    analysis = site.analyse(Upload(data, "application/dicom"), Wanted(settings.pacs_model, heatmap=heatmap), served)
     reply = site.conclude(analysis)
-    limits = analysis.limits_sha256
+    limits = analysis.served.limits_sha256
     at = site.store.decided_at(reply.stored.result["id"], analysis.uid, limits)
     return reply, results(settings.pacs_results, analysis.image, reply, Commit(limits, at), earlier)

@@ -16,6 +16,10 @@ from models.card import Percentile, Triage
 from models.errors import Refusal
 
 PREFIX = "OVERREAD_"
+_LISTS = (
+    *("proxy_hosts", "proxy_roles"),
+    *("pacs_hosts", "pacs_results", "pacs_modalities", "pacs_body_parts", "pacs_stations", "pacs_descriptions"),
+)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
@@ -58,6 +62,22 @@ class Settings(BaseModel):
     )
     refuse_domain_distance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Refuse beyond this domain distance, instead of the card's."
+    )
+
+    session_hours: Annotated[float, Field(gt=0, le=720, allow_inf_nan=False)] = Field(
+        12.0, description="How long a session of the page lasts; then one signs in again."
+    )
+    proxy_user_header: str | None = Field(
+        None, description="Header in which a trusted proxy names who it has signed in, such as X-Auth-Request-Email."
+    )
+    proxy_groups_header: str | None = Field(
+        None, description="Header in which it names that person's groups, separated by commas; without it, roles are of persons."
+    )
+    proxy_hosts: tuple[str, ...] = Field(
+        (), description="Addresses or networks that the proxy connects from, separated by commas; nobody else is believed."
+    )
+    proxy_roles: tuple[str, ...] = Field(
+        (), description="GROUP=ROLE, separated by commas, with annotator or operator; * is everyone whom the proxy names."
     )
 
     pacs_url: str | None = Field(None, description="DICOMweb address of the archive that `overread watch` serves.")
@@ -123,6 +143,11 @@ class Settings(BaseModel):
         return self.state / "overread.sqlite3"
 
     @property
+    def packages(self) -> Path:
+        """Folder of the model packages that were given to this site."""
+        return self.state / "packages"
+
+    @property
     def tokens(self) -> Path:
         """File of the hashed tokens."""
         return self.state / "tokens.json"
@@ -157,9 +182,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     }
     if "models" in given:
         given["models"] = tuple(Path(part) for part in given["models"].split(":") if part)
-    for name in ("hosts", "results", "modalities", "body_parts", "stations", "descriptions"):
-        if f"pacs_{name}" in given:
-            given[f"pacs_{name}"] = tuple(part.strip() for part in given[f"pacs_{name}"].split(",") if part.strip())
+    for name in _LISTS:
+        if name in given:
+            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
     try:
         return Settings.model_validate(given)
     except ValidationError as error:

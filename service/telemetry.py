@@ -38,7 +38,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_decode_seconds": ("Reading and preprocessing an image.", ("media_type",)),
     "overread_inference_seconds": ("Running the model on one image.", ("model",)),
     "overread_store_seconds": ("Committing a result.", ()),
-    "overread_model_info": ("1 for each loaded model.", ("model", "version", "sha256", "provider")),
+    "overread_model_info": ("1 for each package that answers, 0 for one that did.", ("model", "version", "sha256", "provider")),
+    "overread_package_failures_total": ("Promoted packages that could not be loaded; the one before goes on.", ("model",)),
     "overread_loss_percentile": ("Percentile of predicted loss in the calibration set.", ("model",)),
     "overread_domain_percentile": ("Percentile of domain distance in the calibration set.", ("model",)),
     "overread_verdicts_total": ("Verdicts on new results, once for each reason.", ("model", "verdict", "reason")),
@@ -68,6 +69,7 @@ class Telemetry:
         self.inference = self._histogram("overread_inference_seconds", SECONDS)
         self.store = self._histogram("overread_store_seconds", SECONDS)
         self.model_info = self._gauge("overread_model_info", "livemax")
+        self.package_failures = self._counter("overread_package_failures_total")
         self.loss_percentile = self._histogram("overread_loss_percentile", PERCENTILES)
         self.domain_percentile = self._histogram("overread_domain_percentile", PERCENTILES)
         self.verdicts = self._counter("overread_verdicts_total")
@@ -83,9 +85,17 @@ class Telemetry:
         return self._client.Gauge(name, *METRICS[name], registry=self._registry, multiprocess_mode=mode)
 
     def loaded(self, predictor: AnyPredictor) -> None:
-        """Show a loaded model."""
+        """Show a package that answers."""
+        self._inform(predictor, 1)
+        self.package_failures.labels(predictor.card.name)  # so that there is a 0 to compare the first failure with
+
+    def unloaded(self, predictor: AnyPredictor) -> None:
+        """Show that a package answers no longer."""
+        self._inform(predictor, 0)
+
+    def _inform(self, predictor: AnyPredictor, value: int) -> None:
         card = predictor.card
-        self.model_info.labels(card.name, card.version, predictor.sha256, predictor.provider).set(1)
+        self.model_info.labels(card.name, card.version, predictor.sha256, predictor.provider).set(value)
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the metrics of all workers in Prometheus' text format, and its content type."""

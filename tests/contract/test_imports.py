@@ -24,7 +24,7 @@ ROOMS = ("models", "training", "service")
 DOORS = {
     "bentoml": {"service/app.py"},
     "prometheus_client": {"service/telemetry.py"},
-    "sqlalchemy": {"service/store.py", "service/arrivals.py", "service/tables.py"},
+    "sqlalchemy": {"service/store.py", "service/arrivals.py", "service/promotions.py", "service/sessions.py", "service/tables.py"},
     "sqlite3": {"service/store.py"},
     "alembic": {"service/store.py", "service/migrations/env.py"},
     "onnxruntime": {"models/predictor.py"},

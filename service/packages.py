@@ -1,0 +1,97 @@
+"""Model packages that were given to this site: copies under ``state/packages``, so that a rollback needs nothing from outside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.card import read_package
+from models.comparison import REPORT, SEEN
+from models.errors import Refusal
+from service.store import coded
+
+_PART = ".part-"
+
+
+@contextmanager
+def alone(packages: Path) -> Iterator[None]:
+    """Let one command at a time change which packages there are and which is current.
+
+    Raises
+    ------
+    Refusal
+        ``storage_full`` or ``storage_unavailable`` where the folder cannot be used.
+    """
+    with coded():
+        packages.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(packages / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def keep(package: Path, packages: Path) -> Path:
+    """Copy a model package, whole or not at all, and return the copy's folder, which is named by its identity.
+
+    Parameters
+    ----------
+    package : Path
+    packages : Path
+        The caller holds :func:`alone` of it.
+
+    Raises
+    ------
+    Refusal
+        ``package_invalid`` if it is not exactly as released; ``storage_full`` or ``storage_unavailable``.
+    """
+    _, graph, sha256 = read_package(package)
+    target = packages / sha256
+    if _whole(target, sha256):
+        return target
+    with coded():
+        for left in packages.glob(f"{_PART}*"):  # of a command that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(prefix=_PART, dir=packages))
+        _write(part / "model.onnx", graph)
+        for name in ("card.json", REPORT, SEEN):
+            if (package / name).exists():
+                _write(part / name, (package / name).read_bytes())
+        _sync(part)
+    if read_package(part)[2] != sha256:
+        raise Refusal("package_invalid", "The package was changed while it was copied.")
+    with coded():
+        if target.exists():  # damaged, as was seen above
+            target.rename(part.with_name(f"{part.name}-damaged"))
+        part.rename(target)
+        _sync(packages)
+    return target
+
+
+def _whole(folder: Path, sha256: str) -> bool:
+    try:
+        return read_package(folder)[2] == sha256
+    except Refusal:
+        return False
+
+
+def _write(file: Path, content: bytes) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
