@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
-from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ModelCard, SegmenterCard, read_package
+from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, InputSpec, ModelCard, SegmenterCard, read_package
 from models.errors import Refusal
 from models.image import Image
 from models.imaging import read_image
@@ -89,6 +89,37 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise Refusal("data_invalid", f"There is no file or folder {path}.")
 
 
+def read_file(path: Path, spec: InputSpec, *, whole: bool = False) -> tuple[Image, list[str]]:
+    """Read an image that a model takes.
+
+    Parameters
+    ----------
+    path : Path
+    spec : InputSpec
+        Of the model.
+    whole : bool
+        Whether all pixels are wanted; otherwise it may be decoded at a reduced resolution, since it becomes ``spec``'s size.
+
+    Returns
+    -------
+    image : Image
+    notes : list of str
+        Codes of what is a reason for review: see :func:`models.preprocess.check_accepted`.
+
+    Raises
+    ------
+    Refusal
+        ``too_large`` or ``not_decodable``, or as reading and accepting an image refuses.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
+        image = read_image(path.read_bytes(), target=None if whole else (spec.height, spec.width))
+    except OSError as error:
+        raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
+    return image, [code for code, _ in check_accepted(image, spec)]
+
+
 def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = None) -> dict[str, Any]:
     """Return one row for a file: the prediction, or the code of why there is none.
 
@@ -97,19 +128,12 @@ def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = Non
     """
     row: dict[str, Any] = {"file": str(path)}
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
-        spec = predictor.card.input
-        target = (spec.height, spec.width) if isinstance(predictor, Predictor) else None
-        image = read_image(path.read_bytes(), target=target)
-        notes = [code for code, _ in check_accepted(image, spec)]
+        image, notes = read_file(path, predictor.card.input, whole=not isinstance(predictor, Predictor))
         if isinstance(predictor, Predictor):
             return row | _classified(image, predictor, notes)
         collection, found = _segmented(image, predictor, notes)
     except Refusal as refusal:
         return row | {"error": refusal.code, "detail": refusal.detail}
-    except OSError as error:
-        return row | {"error": "not_decodable", "detail": f"The file cannot be read ({type(error).__name__})."}
     if objects is not None:
         name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
         (objects / f"{name}-{image.sha256[:12]}.geojson").write_text(json.dumps(collection, allow_nan=False))

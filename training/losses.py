@@ -49,6 +49,30 @@ def ranking_loss(scores: Tensor, true_losses: Tensor, margin: float) -> Tensor:
     return torch.relu(margin - sign * (predicted[:, 0] - predicted[:, 1])).mean()
 
 
+def style_consistency(randomised: Tensor, plain: Tensor) -> Tensor:
+    """Ask that an image be classified alike whatever its style.
+
+    Mean over the images of || p(randomised) - p(plain) ||^2, on probabilities.
+
+    Parameters
+    ----------
+    randomised, plain : Tensor, shape (N, K)
+        Logits of the same images, with the style of their maps randomised and as they are. The latter are detached: they say
+        what the former shall be, and without labels both would otherwise meet where nothing is told apart.
+
+    Returns
+    -------
+    Tensor, scalar, in [0, 2]
+
+    References
+    ----------
+    Nam et al., "Reducing Domain Gap by Reducing Style Bias", arXiv:1910.11645: their entry to the Visual Domain Adaptation
+    Challenge 2019, on unlabelled images of the target.
+    """
+    wanted = functional.softmax(plain.detach().float(), dim=1)
+    return (functional.softmax(randomised.float(), dim=1) - wanted).square().sum(dim=1).mean()
+
+
 def partial_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: float, negative_weight: float) -> Tensor:
     """Compare the foreground with labels that only some pixels have.
 
