@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, require
 
 BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if '"--scale"' in path.read_text())
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -44,6 +44,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
 def test_smoke(script: Path, data_root: Path, work: Path) -> None:
+    if '"Orthanc"' in script.read_text():
+        require("Orthanc")
     command = [sys.executable, str(script), "--scale", "smoke"]
     if '"--data"' in script.read_text():
         command += ["--data", str(data_root)]
