@@ -30,6 +30,11 @@ ACCESS: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/metrics"): frozenset({"operator"}),
     ("GET", "/v1/openapi.json"): ANYONE,
     ("GET", "/"): ANYONE,
+    ("GET", "/ui"): ANYONE,
+    ("GET", "/ui/{file}"): ANYONE,
+    ("POST", "/v1/session"): ANYONE,
+    ("GET", "/v1/session"): ANYONE,
+    ("DELETE", "/v1/session"): ANYONE,
     ("GET", "/healthz"): ANYONE,
     ("GET", "/readyz"): ANYONE,
 }
@@ -63,16 +68,26 @@ def _digest(token: str) -> str:
 class Access:
     """The tokens of a site.
 
-    Without any token the service is open, and then answers on loopback only (see :func:`check_bind`).
+    Without any token, and without a proxy that says who asks, the service is open, and then answers on loopback only (see
+    :func:`check_bind`).
     """
 
     callers: dict[str, Caller]
     limit_per_minute: int = 0
+    proxied: bool = False
     _spent: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, file: Path, limit_per_minute: int = 0) -> Access:
+    def read(cls, file: Path, limit_per_minute: int = 0, *, proxied: bool = False) -> Access:
         """Read the tokens file; a missing one holds no token.
+
+        Parameters
+        ----------
+        file : Path
+        limit_per_minute : int
+            Requests a minute and caller; 0 is no limit.
+        proxied : bool
+            Whether a trusted proxy says who asks.
 
         Raises
         ------
@@ -80,7 +95,7 @@ class Access:
             ``config_invalid`` if the file is not what ``overread token`` writes.
         """
         if not file.exists():
-            return cls({}, limit_per_minute)
+            return cls({}, limit_per_minute, proxied)
         try:
             entries = json.loads(file.read_text())["tokens"]
             callers = {str(item["sha256"]): Caller(str(item["name"]), str(item["role"])) for item in entries}
@@ -88,12 +103,12 @@ class Access:
             raise Refusal("config_invalid", "The tokens file cannot be read.") from error
         if not callers or any(caller.role not in ROLES for caller in callers.values()):
             raise Refusal("config_invalid", f"The tokens file must hold tokens of the roles {', '.join(ROLES)}.")
-        return cls(callers, limit_per_minute)
+        return cls(callers, limit_per_minute, proxied)
 
     @property
     def open(self) -> bool:
         """Whether no token is needed."""
-        return not self.callers
+        return not self.callers and not self.proxied
 
     def identify(self, authorization: str | None) -> Caller:
         """Return who sent an ``Authorization`` header.
@@ -162,7 +177,7 @@ def add_token(file: Path, name: str, role: str) -> str:
     Refusal
         ``config_invalid`` if the name is taken or the file cannot be read.
     """
-    known = json.loads(file.read_text())["tokens"] if not Access.read(file).open else []
+    known = json.loads(file.read_text())["tokens"] if Access.read(file).callers else []
     if any(item["name"] == name for item in known):
         raise Refusal("config_invalid", "There is a token of that name already.")
     token = "ovr_" + secrets.token_urlsafe(32)

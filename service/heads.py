@@ -18,6 +18,8 @@ from service.schemas import problem
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 10.0
 MAX_UNREAD_BYTES = 1024 * 1024
+PEER = "overread.peer"
+"""Key of a request's scope: (address, port) of who connected; uvicorn lets a header of the request change its ``client``."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -46,6 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count a head."""
         super().on_message_begin()
+        self.scope[PEER] = self.client  # type: ignore[literal-required]
         self._in_head = True
         self._counted = 0
         self._wait()

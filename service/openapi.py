@@ -9,9 +9,10 @@ from pydantic.json_schema import models_json_schema
 from models import __version__
 from service.access import ACCESS
 from service.negotiation import GEOJSON
+from service.openapi_page import page_operations
 from service.openapi_parts import ALWAYS, Json, answer, problems, text
 from service.related import RELATED
-from service.schemas import Answer, Models, Problem, SegmentationAnswer, Status
+from service.schemas import Answer, Login, Models, Problem, SegmentationAnswer, SessionAnswer, Status
 from service.stow import DICOM_JSON
 from service.wall import IMAGE_TYPES
 
@@ -150,10 +151,10 @@ def _operations() -> dict[tuple[str, str], Json]:
 @lru_cache(maxsize=1)
 def document() -> Json:
     """Return the OpenAPI 3.1 document; every route of :data:`service.access.ACCESS` is in it."""
-    pairs = [(model, "serialization") for model in (Answer, SegmentationAnswer, Models, Problem, Status)]
+    pairs = [(model, "serialization") for model in (Answer, SegmentationAnswer, Models, Problem, Status, SessionAnswer, Login)]
     _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     paths: Json = {}
-    for (method, route), operation in _operations().items():
+    for (method, route), operation in (_operations() | page_operations()).items():
         roles = ACCESS[method, route]
         if "public" in roles:
             operation["security"] = []

@@ -8,7 +8,10 @@ from service.schemas import STATUS
 
 Json = dict[str, Any]
 
-ALWAYS = ("bad_request", "method_not_allowed", "unauthenticated", "forbidden", "rate_limited", "not_ready", "internal_error")
+ALWAYS = (
+    *("bad_request", "method_not_allowed", "unauthenticated", "session_expired", "csrf", "forbidden", "rate_limited"),
+    *("not_ready", "internal_error"),
+)
 """Codes that every route may answer."""
 
 

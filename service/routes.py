@@ -23,6 +23,7 @@ Document = TypeVar("Document", bound=BaseModel)
 
 FORMS: dict[str, str] = {
     "result_id": "[0-9a-f]{64}",
+    "file": "[a-z0-9-]+[.](?:css|js|svg)",
 }
 """Parameter of a path -> its form, a regular expression; a path in which it has another form is no route."""
 MAX_JSON_BYTES = 1024 * 1024

@@ -12,6 +12,7 @@ from models.batch import open_package
 from models.card import ModelCard, SegmenterCard
 from models.example import write_examples
 from service.access import Access, check_bind
+from service.callers import Proxy
 from service.settings import child_environment, read_settings
 
 GRACE_SECONDS = 25
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes; one with several threads is the fastest on few cores")
     options = parser.parse_args(argv)
     settings = read_settings()
-    check_bind(options.host, Access.read(settings.tokens))
+    check_bind(options.host, Access.read(settings.tokens, proxied=Proxy.read(settings) is not None))
     cards = [open_package(folder)[0] for folder in settings.models]
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"

@@ -124,7 +124,7 @@ def test_the_table_decides(route: tuple[str, str], role: str) -> None:
 
 def test_only_harmless_routes_are_public() -> None:
     public = {route for (_, route), roles in ACCESS.items() if "public" in roles}
-    assert public == {"/", "/healthz", "/readyz", "/v1/openapi.json"}
+    assert public == {"/", "/healthz", "/readyz", "/v1/openapi.json", "/ui", "/ui/{file}", "/v1/session"}
 
 
 def test_rate_limit_refills(monkeypatch: pytest.MonkeyPatch) -> None:
