@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from models.batch import AnyPredictor
@@ -26,6 +26,7 @@ from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
 from service.sessions import Sessions
 from service.settings import Settings
+from service.shown import shown_picture
 from service.store import Store, Stored, result_id, result_row
 from service.telemetry import Telemetry
 from service.wall import Upload
@@ -107,6 +108,7 @@ class Site:
                     sha256=predictor.sha256,
                     provider=predictor.provider,
                     default=number == 0,
+                    limits=served.limits,
                     card=card.model_dump(mode="json"),
                 )
             )
@@ -154,6 +156,8 @@ class Site:
                 extras = beside(stored.result, image, wanted, regions)
             except Refusal as refusal:  # the network's work is kept all the same: it is committed first
                 refused = refusal
+        if wanted.picture and refused is None:
+            extras = replace(extras, picture=shown_picture(image, upload.body))
         verdict = known[1] if known else None
         return Analysis(image, stored, served, uid, verdict, extras, media_type, refused)
 

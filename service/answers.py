@@ -110,6 +110,7 @@ def _classification(reply: Reply, card: ModelCard) -> Answer:
             for item in card.output.findings
         ],
         heatmap=reply.extras.heatmap,
+        picture=reply.extras.picture,
     )
 
 
@@ -130,6 +131,7 @@ def _segmentation(reply: Reply, card: SegmenterCard) -> SegmentationAnswer:
         doubtful_regions=record.doubtful_regions,
         label_image=None if refused else extras.label_image,
         overlay=None if refused else extras.overlay,
+        picture=extras.picture,
     )
 
 

@@ -91,6 +91,7 @@ def _operations() -> dict[tuple[str, str], Json]:
                 ("heatmap", "Add a heatmap to the answer; of classifiers."),
                 ("label_image", "Add the objects as a 16-bit PNG to the answer; of models that find objects."),
                 ("overlay", "Add the image with the objects' outlines to the answer; of models that find objects."),
+                ("picture", "Add the image itself to the answer, as it is shown."),
             )
         ),
         {

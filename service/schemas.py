@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.card import Finite, Fraction, Percentile
+from models.card import Finite, Fraction, Percentile, Triage
 from models.errors import CODES, Refusal
 
 STATUS: dict[str, int] = {
@@ -104,6 +104,21 @@ class Heatmap(_Document):
     data: str
 
 
+class ShownPicture(_Document):
+    """The image as it is shown, a PNG of 2048 pixels a side at most, base64; grey in 8 or 16 bits, or colour.
+
+    ``rows`` and ``columns`` are those of the image that was sent, ``pixel_spacing_mm`` the distances of both. ``window`` is the
+    display values that the PNG's 0 and its largest value stand for, null where they are display values.
+    """
+
+    media_type: Literal["image/png"]
+    data: str
+    rows: Annotated[int, Field(ge=1)]
+    columns: Annotated[int, Field(ge=1)]
+    window: tuple[Finite, Finite] | None
+    pixel_spacing_mm: tuple[Finite, Finite] | None
+
+
 class Answer(_Document):
     """A prediction. ``predicted_loss`` and ``entropy`` are in nats, percentiles in [0, 100]."""
 
@@ -121,6 +136,7 @@ class Answer(_Document):
     verdict: Literal["accept", "review", "refuse"]
     reasons: list[Reason]
     heatmap: Heatmap | None = None
+    picture: ShownPicture | None = None
 
 
 class ObjectAnswer(_Document):
@@ -230,6 +246,7 @@ class SegmentationAnswer(_Document):
     doubtful_regions: list[Tile]
     label_image: Picture | None
     overlay: Picture | None
+    picture: ShownPicture | None = None
 
 
 @dataclass(frozen=True)
@@ -239,17 +256,19 @@ class Extras:
     heatmap: Heatmap | None = None
     label_image: Picture | None = None
     overlay: Picture | None = None
+    picture: ShownPicture | None = None
     regions: list[RegionAnswer] | None = None
 
 
 class LoadedModel(_Document):
-    """A model that is served, with its whole card."""
+    """A model that is served, with its whole card; ``limits`` are those in force here, the card's unless the site set others."""
 
     name: str
     version: str
     sha256: str
     provider: str
     default: bool
+    limits: Triage
     card: dict[str, Any]
 
 

@@ -14,7 +14,7 @@ from service.negotiation import GEOJSON, JSON, choose
 Box = tuple[int, int, int, int]
 """A part of an image: x, y, width, height, in original pixels."""
 
-FLAGS = ("heatmap", "label_image", "overlay")
+FLAGS = ("heatmap", "label_image", "overlay", "picture")
 PARAMETERS = {"model", "region", *FLAGS}
 """Query parameters of ``POST /v1/predict``."""
 _REGION = re.compile(r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})")
@@ -28,7 +28,7 @@ class Wanted:
     ----------
     model : str or None
         Name of a loaded model; None is the default.
-    heatmap, label_image, overlay : bool
+    heatmap, label_image, overlay, picture : bool
         Pictures in the answer.
     region : Box or None
         The part to predict.
@@ -40,6 +40,7 @@ class Wanted:
     heatmap: bool = False
     label_image: bool = False
     overlay: bool = False
+    picture: bool = False
     region: Box | None = None
     accept: str = ""
 
@@ -62,7 +63,7 @@ class Wanted:
         if isinstance(card, SegmenterCard):
             if self.heatmap:
                 raise Refusal("bad_request", "The model finds objects and has no heatmap; ask for overlay or label_image.")
-            if chosen == GEOJSON and (self.label_image or self.overlay or regions):
+            if chosen == GEOJSON and (self.label_image or self.overlay or self.picture or regions):
                 raise Refusal("bad_request", f"Pictures and quantities of regions are in {JSON} only, not in {GEOJSON}.")
         elif self.label_image or self.overlay or self.region is not None or regions:
             raise Refusal("bad_request", "label_image, overlay, region and regions need a model that finds objects.")
@@ -92,8 +93,8 @@ def read_wanted(query: Mapping[str, str], accept: str) -> Wanted:
             raise Refusal("bad_request", "region must be x,y,width,height in whole pixels.")
         x, y, width, height = (int(number) for number in numbers.groups())
         region = (x, y, width, height)
-    heatmap, label_image, overlay = (query.get(name) == "true" for name in FLAGS)
-    return Wanted(query.get("model"), heatmap, label_image, overlay, region, accept)
+    flags = {name: query.get(name) == "true" for name in FLAGS}
+    return Wanted(query.get("model"), region=region, accept=accept, **flags)
 
 
 def region_within(region: Box | None, image: Image) -> Box | None:
