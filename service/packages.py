@@ -37,24 +37,26 @@ def alone(packages: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def keep(package: Path, packages: Path) -> Path:
-    """Copy a model package, whole or not at all, and return the copy's folder, which is named by its identity.
+def keep(package: Path, sha256: str, packages: Path) -> None:
+    """Copy a model package into a folder named by its identity, whole or not at all; a copy that was damaged is replaced.
 
     Parameters
     ----------
     package : Path
+    sha256 : str
+        Its identity, as it was checked.
     packages : Path
         The caller holds :func:`alone` of it.
 
     Raises
     ------
     Refusal
-        ``package_invalid`` if it is not exactly as released; ``storage_full`` or ``storage_unavailable``.
+        ``package_invalid`` if it is not that package any more; ``storage_full`` or ``storage_unavailable``.
     """
-    _, graph, sha256 = read_package(package)
     target = packages / sha256
     if _whole(target, sha256):
-        return target
+        return
+    _, graph, found = read_package(package)
     with coded():
         for left in packages.glob(f"{_PART}*"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -64,14 +66,13 @@ def keep(package: Path, packages: Path) -> Path:
             if (package / name).exists():
                 _write(part / name, (package / name).read_bytes())
         _sync(part)
-    if read_package(part)[2] != sha256:
+    if found != sha256 or read_package(part)[2] != sha256:
         raise Refusal("package_invalid", "The package was changed while it was copied.")
     with coded():
         if target.exists():  # damaged, as was seen above
             target.rename(part.with_name(f"{part.name}-damaged"))
         part.rename(target)
         _sync(packages)
-    return target
 
 
 def _whole(folder: Path, sha256: str) -> bool:
