@@ -11,6 +11,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("service.serve:main", "serve the shipped models over HTTP"),
     "predict": ("models.batch:main", "predict for files or folders, without a server"),
     "select": ("models.pool:main", "choose what to annotate of a pool of images"),
+    "certify": ("models.certify:main", "measure a model at a site, with intervals, from a small sample of labels"),
     "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
     "watch": ("service.watch:main", "analyse what arrives in an archive (PACS) and store the results there"),
     "folder": ("service.folders:main", "analyse a folder of DICOM files into a folder of results, as a router's module"),

@@ -16,6 +16,7 @@ CODES: dict[str, str] = {
     "unauthenticated": "A valid bearer token is needed.",
     "session_expired": "The session is over; sign in again.",
     "csrf": "The request was not made by this service's own page.",
+    "unknown_site": "The site is none of those of the settings.",
     "forbidden": "The token's role may not do this.",
     "rate_limited": "This caller has used up its requests for now.",
     "overloaded": "The queue is full; try again later.",
@@ -33,6 +34,8 @@ CODES: dict[str, str] = {
     "own_output": "The object was made by this software; it is not analysed again.",
     # the image and the model
     "multi_frame": "The image has several frames; this model takes one.",
+    "region_required": "A whole slide is read by region, and none was asked for.",
+    "not_tissue": "The image shows a slide's label or overview, not its tissue.",
     "modality_not_accepted": "The modality is outside the model card.",
     "body_part_not_accepted": "The body part is outside the model card.",
     "view_not_accepted": "The view is outside the model card.",
@@ -47,12 +50,19 @@ CODES: dict[str, str] = {
     "archive_unavailable": "The archive cannot be reached, or lets nobody in; it is tried again.",
     "archive_refused": "The archive did not give an instance, or did not take a result.",
     "not_asked_for": "The rules of the settings do not ask for this instance.",
+    # the worklist
+    "worklist_empty": "There is nothing to label just now.",
+    "item_taken": "The item is somebody else's, is done, or waits to be scored again.",
+    "lease_lost": "The lease is over, and the item may be somebody else's.",
     # labels
     "label_invalid": "The label does not fit the image or the model card.",
     "label_conflict": "Another label of this reader stands, or its key was used for another one.",
     "stale_result": "The image was scored by another model package since; look at it again, or say that it was seen earlier.",
     # data and commands
     "burned_in_annotation": "An image is said to hold writing in its pixels, which may be a patient's name.",
+    "too_few_labels": "There are too few labels for an interval.",
+    "one_class": "The labels are all of one class.",
+    "folder_unavailable": "The folder went away while it was read; what was done is kept.",
     "data_invalid": "The data does not fit what was asked; the message names the row.",
     "config_invalid": "A setting is missing or out of range.",
     "output_exists": "The output exists already and was made from something else.",

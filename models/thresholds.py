@@ -36,12 +36,6 @@ def lower_bound(right: int, n: int, confidence: float) -> float:
     return float(stats.beta.ppf(1 - confidence, right, n - right + 1)) if right else 0.0
 
 
-def exact_interval(right: int, n: int, level: float) -> tuple[float, float]:
-    """Return the exact two-sided interval of a share; (0, 1) without any image."""
-    half = (1 + level) / 2
-    return lower_bound(right, n, half), 1 - lower_bound(n - right, n, half)
-
-
 def labels_needed(target: float, confidence: float) -> int:
     """Return how many images, all of them right, it takes to promise a rate of at least ``target`` (in (0, 1))."""
     return int(np.ceil(np.log(1 - confidence) / np.log(target)))

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.thresholds import exact_interval, labels_needed, loosest, lower_bound
+from models.thresholds import labels_needed, loosest, lower_bound
 
 
 def test_exact_bounds_are_those_of_the_books() -> None:
     assert lower_bound(10, 10, 0.95) == pytest.approx(0.05 ** (1 / 10))  # all right: the n-th root of the level
     assert lower_bound(0, 10, 0.95) == 0.0
-    # Clopper-Pearson by definition: at its ends the tails hold half of the level each
-    low, high = exact_interval(15, 148, 0.95)
-    assert stats.binom.sf(14, 148, low) == pytest.approx(0.025)
-    assert stats.binom.cdf(15, 148, high) == pytest.approx(0.025)
-    assert exact_interval(0, 0, 0.95) == (0.0, 1.0)
+    # Clopper-Pearson by definition: at the bound the tail holds the level
+    assert stats.binom.sf(14, 148, lower_bound(15, 148, 0.95)) == pytest.approx(0.05)
+    assert lower_bound(0, 0, 0.95) == 0.0
 
 
 def test_labels_needed_is_the_rule_of_three() -> None:
