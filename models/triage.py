@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -87,8 +87,13 @@ def judge(prediction: Doubt, triage: Triage, notes: Sequence[str] = ()) -> Judge
 
 def positives(prediction: Prediction, card: ModelCard, verdict: Verdict) -> dict[str, bool]:
     """Say which findings are called positive: at or above the operating point, and never under ``refuse``."""
+    return called_findings(prediction.probabilities, card, verdict)
+
+
+def called_findings(probabilities: Mapping[str, float], card: ModelCard, verdict: Verdict) -> dict[str, bool]:
+    """Say what :func:`positives` says, where no more than the probabilities is known."""
     return {
-        finding.label: verdict != "refuse" and prediction.probabilities[finding.label] >= finding.operating_point
+        finding.label: verdict != "refuse" and probabilities[finding.label] >= finding.operating_point
         for finding in card.output.findings
     }
 

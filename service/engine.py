@@ -19,6 +19,9 @@ from service.telemetry import Telemetry
 T = TypeVar("T")
 R = TypeVar("R")
 
+SPARE_SECONDS = 0.05
+"""Between two looks whether there is nothing to do."""
+
 
 class Engine:
     """Runs blocking work for the event loop.
@@ -47,6 +50,11 @@ class Engine:
         with self._lock:
             self._admitted += step
             self._telemetry.queue_depth.set(max(0, self._admitted - self._threads))
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is a thread that nothing waits for."""
+        return self._admitted < self._threads
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread and return its result.
@@ -78,6 +86,16 @@ class Engine:
 
         committing = await self._begun(self._admit(then_commit, worked))
         return await asyncio.wrap_future(committing)
+
+    def run_spare(self, work: Callable[[], T], stop: threading.Event) -> T | None:
+        """Run ``work`` in a thread once there is nothing else to do, and return its result; None if ``stop`` is set before.
+
+        It is called from another thread than the event loop's, and takes no place of those that are admitted.
+        """
+        while self._admitted:
+            if stop.wait(SPARE_SECONDS):
+                return None
+        return self._pool.submit(work).result()
 
     async def _begun(self, future: Future[T]) -> T:
         """Wait for work that was admitted, but at the deadline give up what has not begun, rather than when a thread is free."""

@@ -1,4 +1,4 @@
-"""JSON in and out of the expert's loop: the worklist, its items and leases, sites."""
+"""JSON in and out of the expert's loop: the worklist, its items and leases, sites, candidates."""
 
 from __future__ import annotations
 
@@ -174,3 +174,68 @@ class Sites(_Document):
     model: str
     sites: list[str]
     days: list[SiteDay]
+
+
+class ComparedScans(_Document):
+    """What two packages said of the same scans of a site (empty: scans without one, or all together).
+
+    ``same_findings`` counts scans in which the same findings were called, or whose objects overlap with a Dice of 0.9. The mean
+    predicted losses are each package's own estimate of its loss; null where nothing was compared.
+    """
+
+    site: str
+    compared: Count
+    same_verdict: Count
+    same_findings: Count
+    current_mean_predicted_loss: Finite | None
+    candidate_mean_predicted_loss: Finite | None
+
+
+class ComparedVerdicts(_Document):
+    """How many scans got ``verdict`` and would have got ``candidate_verdict``."""
+
+    verdict: Literal["accept", "review", "refuse"]
+    candidate_verdict: Literal["accept", "review", "refuse"]
+    scans: Count
+
+
+class ComparedErrors(_Document):
+    """Labelled images of which a package called a finding wrongly.
+
+    ``difference`` is the candidate's error rate minus the current package's, ``low`` and ``high`` its 95% interval (paired
+    bootstrap over patients; null for fewer than two). Most labels are of doubtful scans: this compares the two packages on those,
+    and is no estimate of either's error rate at the site.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    patients: Annotated[int, Field(ge=1)]
+    current_errors: Count
+    candidate_errors: Count
+    difference: Annotated[float, Field(ge=-1, le=1)]
+    low: Annotated[float, Field(ge=-1, le=1)] | None
+    high: Annotated[float, Field(ge=-1, le=1)] | None
+
+
+class Shadowed(_Document):
+    """The comparison of a candidate with the package that answered; ``errors`` is null without labels, and of segmenters."""
+
+    total: ComparedScans
+    by_site: list[ComparedScans]
+    verdicts: list[ComparedVerdicts]
+    errors: ComparedErrors | None
+
+
+class CandidateModel(_Document):
+    """A model, the package that answers and the one that is tried beside it; both null where none is."""
+
+    name: str
+    task: str
+    current: ItemModel
+    candidate: ItemModel | None
+    shadow: Shadowed | None
+
+
+class Candidates(_Document):
+    """The models that are served, and their candidates."""
+
+    models: list[CandidateModel]

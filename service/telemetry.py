@@ -34,12 +34,23 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "overread_stow_instances_total": ("Instances that came by STOW-RS.", ("outcome",)),
     "overread_pacs_instances": ("Instances that the watch of the archive saw, by what became of them.", ("state",)),
+    "overread_items": ("Items of the worklist.", ("state",)),
+    "overread_items_missed_total": ("Scans that should have become items and did not.", ("reason",)),
+    "overread_items_rescored_total": ("Items that were scored again after a promotion.", ("outcome",)),
+    "overread_kept_bytes": ("Size of all kept pixels.", ()),
+    "overread_leases": ("Items that readers hold.", ()),
     "overread_queue_depth": ("Images waiting for a thread, over all workers.", ()),
     "overread_decode_seconds": ("Reading and preprocessing an image.", ("media_type",)),
     "overread_inference_seconds": ("Running the model on one image.", ("model",)),
     "overread_store_seconds": ("Committing a result.", ()),
     "overread_model_info": ("1 for each package that answers, 0 for one that did.", ("model", "version", "sha256", "provider")),
     "overread_package_failures_total": ("Promoted packages that could not be loaded; the one before goes on.", ("model",)),
+    "overread_candidate_verdicts_total": (
+        "Images that a candidate predicted too, by the verdict that was given and its own.",
+        ("model", "verdict", "candidate_verdict"),
+    ),
+    "overread_candidate_findings_total": ("The same images, by whether it found the same.", ("model", "same")),
+    "overread_candidate_missed_total": ("Images that a candidate did not predict, and why.", ("model", "reason")),
     "overread_loss_percentile": ("Percentile of predicted loss in the calibration set.", ("model",)),
     "overread_domain_percentile": ("Percentile of domain distance in the calibration set.", ("model",)),
     "overread_verdicts_total": ("Verdicts on new results, once for each reason.", ("model", "verdict", "reason")),
@@ -64,12 +75,20 @@ class Telemetry:
         self.request_duration = self._histogram("overread_request_duration_seconds", SECONDS)
         self.stow_instances = self._counter("overread_stow_instances_total")
         self.pacs_instances = self._gauge("overread_pacs_instances", "livemostrecent")
+        self.items = self._gauge("overread_items", "livemostrecent")
+        self.items_missed = self._counter("overread_items_missed_total")
+        self.items_rescored = self._counter("overread_items_rescored_total")
+        self.kept_bytes = self._gauge("overread_kept_bytes", "livemostrecent")
+        self.leases = self._gauge("overread_leases", "livemostrecent")
         self.queue_depth = self._gauge("overread_queue_depth", "livesum")
         self.decode = self._histogram("overread_decode_seconds", SECONDS)
         self.inference = self._histogram("overread_inference_seconds", SECONDS)
         self.store = self._histogram("overread_store_seconds", SECONDS)
         self.model_info = self._gauge("overread_model_info", "livemax")
         self.package_failures = self._counter("overread_package_failures_total")
+        self.candidate_verdicts = self._counter("overread_candidate_verdicts_total")
+        self.candidate_findings = self._counter("overread_candidate_findings_total")
+        self.candidate_missed = self._counter("overread_candidate_missed_total")
         self.loss_percentile = self._histogram("overread_loss_percentile", PERCENTILES)
         self.domain_percentile = self._histogram("overread_domain_percentile", PERCENTILES)
         self.verdicts = self._counter("overread_verdicts_total")

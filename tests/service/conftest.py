@@ -14,9 +14,11 @@ import pytest
 from models.image import Image
 from models.imaging import read_image
 from models.predictor import Predictor
+from service import lineup
 from service.access import add_token
 from service.analysis import Site
 from service.api import Api
+from service.promotion import Desk
 from service.settings import Settings
 from service.store import Store, result_row
 from service.watch import Watch
@@ -143,3 +145,19 @@ def start(make_site: Any, archive: MemoryArchive) -> Iterator[Callable[..., Watc
     yield start
     for watch in watches:
         watch.close()
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A site that follows promotions when the test says so."""
+    monkeypatch.setattr(lineup, "POLL_SECONDS", 3600.0)
+    return make_site()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, package: Path) -> Iterator[Desk]:
+    """Where the packages of the sites of ``make_site`` are decided."""
+    settings = Settings.model_validate({"state": tmp_path / "state", "models": (package,)})
+    store = Store(settings.database)
+    yield Desk(settings, store)
+    store.close()

@@ -10,59 +10,13 @@ from typing import Any
 
 import pytest
 
-from models.card import card_bytes, read_package
-from models.comparison import MIN_PATIENTS, REPORT, Comparison, Difference, why_worse
+from models.comparison import MIN_PATIENTS, REPORT, Difference, why_worse
 from models.errors import Refusal
 from service import packages, promotion
 from service.promotions import Promotions, in_force
-from service.settings import Settings
 from service.store import Store
 from tests.conftest import tiny_card, tiny_graph
-
-
-def write(folder: Path, version: str, name: str = "tiny", **change: Any) -> Path:
-    """Write a package whose identity differs by its version."""
-    folder.mkdir(parents=True)
-    graph = tiny_graph()
-    card = tiny_card(graph, name).model_copy(update={"version": version} | change)
-    (folder / "model.onnx").write_bytes(graph)
-    (folder / "card.json").write_bytes(card_bytes(card))
-    return folder
-
-
-def identity(package: Path) -> str:
-    return read_package(package)[2]
-
-
-def difference(site: str, change: float, half: float, patients: int = 40, metric: str = "true_loss") -> dict[str, Any]:
-    return {
-        "site": site, "metric": metric, "larger_is_better": metric == "auroc", "images": patients, "patients": patients,
-        "current": 0.5, "candidate": 0.5 + change, "difference": change, "low": change - half, "high": change + half,
-    }  # fmt: skip
-
-
-def compare(candidate: Path, current: Path, *differences: dict[str, Any]) -> None:
-    """Write a comparison beside the candidate's card."""
-    sides = {
-        side: {"name": "tiny", "version": read_package(folder)[0].version, "sha256": identity(folder)}
-        for side, folder in (("current", current), ("candidate", candidate))
-    }
-    document: dict[str, Any] = {
-        "schema_version": 1, "created": "2026-01-01T00:00:00Z", **sides, "data_sha256": "0" * 64, "left_out": 0,
-        "loss": "true_loss", "decisive": ["true_loss", "auroc"], "margin": 0.05,
-        "differences": differences or (difference("all", -0.1, 0.05),), "worse": (), "accepted": None,
-    }  # fmt: skip
-    parsed = tuple(Difference.model_validate(each) for each in document["differences"])
-    document["worse"] = why_worse(parsed, document["loss"], document["decisive"], document["margin"])
-    (candidate / REPORT).write_text(Comparison.model_validate(document).model_dump_json())
-
-
-@pytest.fixture
-def desk(tmp_path: Path, package: Path) -> Any:
-    settings = Settings.model_validate({"state": tmp_path / "state", "models": (package,)})
-    store = Store(settings.database)
-    yield promotion.Desk(settings, store)
-    store.close()
+from tests.service.packages import compare, difference, identity, write
 
 
 @pytest.fixture
