@@ -243,7 +243,10 @@ def _draw(image: Image, answer: Answer | SegmentationAnswer) -> NDArray[np.uint8
 
 def _shown(image: Image) -> NDArray[np.uint8]:
     """Render the image for the eye: as the header says, else stretched between two percentiles where it has more than 8 bits."""
-    shown, how = image.rendered(), image.rendering
+    how = image.rendering
+    if image.pixels.dtype == np.uint8 and (how.low, how.high, how.table, how.chain) == (0, 255, None, None):
+        return shown_picture(image.pixels, how)  # it is as it is to be shown
+    shown = image.rendered()
     header = image.header if image.header is not None else Dataset()
     if how.high - how.low > 255 and "WindowWidth" not in header and "VOILUTSequence" not in header:
         low, high = np.percentile(shown[::4, ::4], _PERCENTILES)
