@@ -18,6 +18,7 @@ from models.uncertainty import softmax
 from training.config import SEGMENTER, RunConfig, read_run, sha256, verb_of, write_json
 from training.data import ImageSet
 from training.export import load_run_images, read_graph, run_folders
+from training.sources import add_sources, read_sources
 
 REPORT = "calibration.json"
 SENSITIVITY = 0.90
@@ -162,13 +163,13 @@ def main(argv: list[str]) -> int:
         epilog="example: overread calibrate runs/cxr --data cxr",
     )
     parser.add_argument("run", type=Path, help="folder of the run, exported")
-    parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
+    add_sources(parser, "the folder given to overread train", "the label package given to overread train")
     options = parser.parse_args(argv)
     if verb_of(options.run) == SEGMENTER:
         from training.segmenter_calibrate import calibrate_segmenter  # it builds on this module
 
-        return calibrate_segmenter(options.run, options.data)
-    images = load_run_images(options.run, options.data)
+        return calibrate_segmenter(options.run, read_sources(options, "segmentation"))
+    images = load_run_images(options.run, read_sources(options, "classification"))
     for folder in run_folders(options.run):
         config = read_run(folder).config
         report = calibrate(read_graph(folder), images.where("calibration", config), config)

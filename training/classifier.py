@@ -25,6 +25,7 @@ from training.fit import WEIGHTS, adamw, fit, load_safely, rate
 from training.held_out import REPORT as HELD_OUT
 from training.held_out import finish, helpers
 from training.losses import ranking_loss
+from training.sources import Sources, add_sources, read_sources
 from training.start import Start, make_classifier, read_start
 from training.style import adversarial_optimizer, style_steps
 
@@ -191,8 +192,8 @@ def plan(folder: Path, config: RunConfig) -> dict[Path, RunConfig]:
     return {folder: config} | runs
 
 
-def _command(config: RunConfig, options: argparse.Namespace) -> str:
-    words = ["overread", "train", "classifier", "--data", "FOLDER"]
+def _command(config: RunConfig, options: argparse.Namespace, sources: Sources) -> str:
+    words = ["overread", "train", "classifier", *sources.words]
     words += ["--domains", *config.domains, "--leave-out", *config.leave_out]
     words += ["--classes", *config.classes, "--finding", config.finding, "--input", options.input.name]
     words += ["--epochs", str(config.epochs), "--precision", config.precision, "--seed", str(config.seed)]
@@ -224,8 +225,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: overread train classifier --data cxr --domains kermany_guangzhou nih_chestxray "
         "--classes normal pneumonia --finding pneumonia --input training/specs/chest_xray.json --seed 0 --out runs/cxr",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv: image, label, domain, patient")
-    parser.add_argument("--domains", nargs="+", required=True, metavar="DOMAIN", help="train on these")
+    add_sources(parser, "folder with manifest.csv: image, label, domain, patient")
+    parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="train on these, and on the label package's")
     parser.add_argument("--leave-out", nargs="*", metavar="DOMAIN", help="siblings to train without these; default: each")
     parser.add_argument("--classes", nargs="+", required=True, metavar="LABEL", help="labels, in the order of the logits")
     parser.add_argument("--finding", required=True, metavar="LABEL", help="the class reported as a finding")
@@ -246,24 +247,26 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run ``overread train classifier``; returns 0."""
     options = _parser().parse_args(argv)
-    leave_out = options.leave_out
+    sources = read_sources(options, "classification")
+    (domains, label_domains), leave_out = sources.domains(options.domains), options.leave_out
     if leave_out is None:
-        leave_out = options.domains if len(options.domains) > 1 else []
+        leave_out = domains if len(domains) > 1 else []
     start = read_start(options.weights) if options.weights else None
     config = make_config(
-        seed=options.seed, domains=options.domains, leave_out=leave_out, classes=options.classes, finding=options.finding,
+        seed=options.seed, domains=domains, leave_out=leave_out, classes=options.classes, finding=options.finding,
         input=read_input_spec(options.input), epochs=options.epochs, precision=options.precision,
-        start_sha256=start.sha256 if start else None,
+        start_sha256=start.sha256 if start else None, labels_sha256=sources.labels_sha256,
+        label_domains=label_domains,
         **{name: getattr(options, name) for name in METHODS},
     )  # fmt: skip
     make_classifier(config, start)  # weights that do not fit are refused here, before any image is read
-    manifest = read_manifest(options.data, config.domains, config.classes)
+    manifest = read_manifest(sources, config.domains, config.classes, config.label_domains)
     check_splits(manifest.rows, config)
-    command = _command(config, options)
+    command = _command(config, options, sources)
     runs = {}
     for folder, each_config in plan(options.out, config).items():
         same = each_config.domains == config.domains
-        seen = manifest if same else read_manifest(options.data, each_config.domains, config.classes)
+        seen = manifest if same else read_manifest(sources, each_config.domains, config.classes, config.label_domains)
         runs[folder] = _run(each_config, seen, command)
     for folder, run in runs.items():
         refuse_other(run, folder)

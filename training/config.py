@@ -13,10 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.card import Fraction, InputSpec
 from models.errors import Refusal
-
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from training.adaptation_config import Adaptation
+from training.fields import Count, Positive, Word
 
 
 class RunConfig(BaseModel):
@@ -52,6 +50,10 @@ class RunConfig(BaseModel):
         Of the ranking loss of the loss prediction module.
     loss_gradient_until : float
         Share of the steps after which that module's gradient no longer reaches the features.
+    labels_sha256 : str or None
+        Digest of the label package among the data; None without one.
+    label_domains : tuple of str
+        Domains whose images are the label package's alone, whatever a manifest beside it holds of them.
     flip : bool
         Whether images are mirrored at random.
     normalization : str
@@ -65,6 +67,8 @@ class RunConfig(BaseModel):
         "none": no module; softmax entropy is served in its place.
     fold : int or None
         Of a run on one half of the patients (0 or 1), made for the held-out errors of another.
+    adaptation : Adaptation or None
+        Of a run that was adapted to another domain after training.
     precision : str
         "32-true", or "bf16-mixed" (twice as fast on processors and cards that know it).
     """
@@ -92,6 +96,8 @@ class RunConfig(BaseModel):
     loss_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     ranking_margin: Positive = 1.0
     loss_gradient_until: Fraction = 0.6
+    labels_sha256: str | None = None
+    label_domains: tuple[Word, ...] = ()
     flip: bool = True
     normalization: Literal["batch", "batch_instance"] = "batch"
     style: Literal["none", "sagnet"] = "none"
@@ -99,6 +105,7 @@ class RunConfig(BaseModel):
     adversarial_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     loss_prediction: Literal["joint", "held-out", "none"] = "joint"
     fold: Literal[0, 1] | None = None
+    adaptation: Adaptation | None = None
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
 
     @model_validator(mode="after")

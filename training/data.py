@@ -19,6 +19,7 @@ from models.errors import Refusal
 from models.imaging import read_image
 from models.preprocess import check_accepted, preprocess
 from training.config import RunConfig, fold_of
+from training.sources import Sources, Table, as_sources
 
 SPLITS = ("train", "calibration", "test")
 COLUMNS = ("image", "label", "domain", "patient")
@@ -80,17 +81,22 @@ def _invalid(number: int, what: str) -> Refusal:
     return Refusal("data_invalid", f"row {number}: {what}")
 
 
-def read_manifest(folder: Path, domains: Sequence[str], classes: Sequence[str]) -> Manifest:
+def read_manifest(
+    source: Path | Sources, domains: Sequence[str], classes: Sequence[str], label_domains: Sequence[str] = ()
+) -> Manifest:
     """Read ``manifest.csv`` and check every row of the domains asked for.
 
     Parameters
     ----------
-    folder : Path
-        Holds ``manifest.csv`` with the columns image (relative to it), label, domain, patient and, if known, view.
+    source : Path or Sources
+        A folder, or several, with ``manifest.csv``: the columns image (relative to it), label, domain, patient and, if known,
+        view. An image of a label package is the one that it was made from.
     domains : sequence of str
         Rows of other domains are passed over.
     classes : sequence of str
         The labels that may occur, in the order of the logits.
+    label_domains : sequence of str
+        Of these, only rows of a label package are taken.
 
     Raises
     ------
@@ -98,39 +104,46 @@ def read_manifest(folder: Path, domains: Sequence[str], classes: Sequence[str]) 
         ``data_invalid``, naming the row (never the patient): a missing column, file, label or patient, an unknown label,
         one image twice, one image under two patients, a patient in two domains; a domain without rows.
     """
-    try:
-        with (folder / "manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            records = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refusal("data_invalid", f"manifest.csv cannot be read ({type(error).__name__}).") from error
-    if missing:
-        raise Refusal("data_invalid", f"manifest.csv lacks the column {missing[0]}.")
     rows: list[Row] = []
     digest = hashlib.sha256()
     domain_of: dict[str, str] = {}
     patient_of: dict[str, str] = {}
-    for number, record in enumerate(records, start=1):
-        if record["domain"] not in domains:
+    for table, number, record in _records(as_sources(source)):
+        if not table.takes(record["domain"], domains, label_domains):
             continue
-        row = _check(number, record, folder, classes)
+        row = _check(number, record, table.folder, classes)
         if domain_of.setdefault(row.patient, row.domain) != row.domain:
             raise _invalid(number, "its patient occurs in another domain too, so no domain can be held out.")
         try:
             content = hashlib.sha256(row.image.read_bytes()).hexdigest()
         except OSError as error:
             raise _invalid(number, f"the image file is missing or cannot be read ({type(error).__name__}).") from error
-        if content in patient_of:
-            twice = "twice" if patient_of[content] == row.patient else "under two patients, so it may stand in two splits"
+        original = table.original(record["image"], content)
+        if original in patient_of:
+            twice = "twice" if patient_of[original] == row.patient else "under two patients, so it may stand in two splits"
             raise _invalid(number, f"this image occurs {twice}.")
-        patient_of[content] = row.patient
+        patient_of[original] = row.patient
         digest.update("\t".join((content, record["label"], row.domain, row.patient, row.view)).encode() + b"\n")
         rows.append(row)
     for domain in domains:
         if domain not in domain_of.values():
             raise Refusal("data_invalid", f"There is no row of the domain {domain}.")
     return Manifest(tuple(rows), digest.hexdigest())
+
+
+def _records(sources: Sources) -> Iterator[tuple[Table, int, dict[str, str]]]:
+    for table in sources.tables:
+        try:
+            with (table.folder / "manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
+                reader = csv.DictReader(stream)
+                missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+                records = list(reader)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise Refusal("data_invalid", f"manifest.csv cannot be read ({type(error).__name__}).") from error
+        if missing:
+            raise Refusal("data_invalid", f"manifest.csv lacks the column {missing[0]}.")
+        for number, record in enumerate(records, start=1):
+            yield table, number, record
 
 
 def _check(number: int, record: dict[str, str], folder: Path, classes: Sequence[str]) -> Row:

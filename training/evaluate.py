@@ -21,6 +21,7 @@ from training.config import SEGMENTER, RunConfig, read_json, read_run, sha256, v
 from training.data import ImageSet, Row, load_images, read_manifest, split_of
 from training.export import read_graph
 from training.metrics import METRICS, Columns, bootstrap
+from training.sources import Sources, add_sources, read_sources
 
 REPORT = "evaluation.json"
 TOLERANCE = 1e-3
@@ -239,15 +240,15 @@ def largest_gap(card: Sequence[Figure], measured: Sequence[Figure]) -> tuple[flo
     return worst, where
 
 
-def _load(data: Path, config: RunConfig, expected: str, *, test_only: bool = False) -> ImageSet:
-    manifest = read_manifest(data, config.domains, config.classes)
+def _load(data: Path | Sources, config: RunConfig, expected: str, *, test_only: bool = False) -> ImageSet:
+    manifest = read_manifest(data, config.domains, config.classes, config.label_domains)
     if manifest.sha256 != expected:
         raise Refusal("data_invalid", "These are not the rows and images that the model was made from.")
     rows = [row for row in manifest.rows if not test_only or split_of(row.patient, config) == "test"]
     return load_images(rows, config.input, "reading")
 
 
-def check_package(package: Path, data: Path, run: Path | None) -> int:
+def check_package(package: Path, data: Path | Sources, run: Path | None) -> int:
     """Measure a released package again; return 0 if the card's figures hold within 0.001, else 1."""
     predictor = Predictor.load(package, threads=2)
     card = predictor.card
@@ -283,20 +284,21 @@ def main(argv: list[str]) -> int:
         epilog="example: overread evaluate models/zoo/cxr-pneumonia --data cxr",
     )
     parser.add_argument("target", type=Path, metavar="RUN|PACKAGE", help="folder of a run, or of a model package")
-    parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
+    add_sources(parser, "the folder given to overread train", "the label package given to overread train")
     parser.add_argument("--run", type=Path, help="with a package: its run, to measure the domains left out too")
     options = parser.parse_args(argv)
     if of_segmenter(options.target):
         from training.segmenter_evaluate import evaluate_segmenter  # it builds on this module
 
-        return evaluate_segmenter(options.target, options.data)
+        return evaluate_segmenter(options.target, read_sources(options, "segmentation"))
+    sources = read_sources(options, "classification")
     if (options.target / "card.json").exists():
-        return check_package(options.target, options.data, options.run)
+        return check_package(options.target, sources, options.run)
     if options.run is not None:
         parser.error("--run goes with a model package")
     run = read_run(options.target)
     predictor = draft(options.target)
-    images = _load(options.data, run.config, run.data_sha256)
+    images = _load(sources, run.config, run.data_sha256)
     figures = held_out_patients(predictor, images, run.config) + held_out_domains(options.target, images)
     show(figures)
     report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256((options.target / CALIBRATION).read_bytes())}

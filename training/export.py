@@ -26,9 +26,13 @@ from models.predictor import Graph
 from training.classifier import load_weights, sibling
 from training.config import SEGMENTER, RunConfig, read_run, verb_of
 from training.data import ImageSet, load_images, read_manifest
+from training.fit import WEIGHTS, load_safely
 from training.segmenter_config import SegmenterConfig
+from training.sources import Sources, add_sources, read_sources
 
 GRAPH = "model.onnx"
+TARGET = "target"
+"""In the ``model.pt`` of an adapted run: statistics of its target, which is a domain of the distance without images here."""
 TOLERANCE = 1e-4
 BATCHES = (1, 3, 8)
 
@@ -98,7 +102,8 @@ def build(folder: Path, images: ImageSet) -> ServedClassifier:
     folder : Path
         A finished run.
     images : ImageSet
-        Its training split, on which the domain distance is fitted, without augmentation.
+        Its training split, on which the domain distance is fitted, without augmentation; of an adapted run, on the target's
+        statistics too.
     """
     trained = load_weights(folder)
     whole, grid = [], []
@@ -107,6 +112,11 @@ def build(folder: Path, images: ImageSet) -> ServedClassifier:
         whole.append(stage_statistics(maps))
         grid.append(grid_statistics(maps))
     domains = [row.domain for row in images.rows]
+    if trained.config.adaptation is not None:
+        target = load_safely(folder / WEIGHTS)[TARGET]
+        whole.append(target["whole"])
+        grid.append(target["grid"])
+        domains += [trained.config.adaptation.domain] * len(target["whole"])
     distance = ViewDistance(*(fit_distance(torch.cat(parts).numpy(), domains) for parts in (whole, grid)))
     served = None if trained.config.loss_prediction == "none" else trained.loss_prediction
     return ServedClassifier(fold_normalization(trained.classifier), served, distance).eval()
@@ -214,7 +224,7 @@ def read_graph(folder: Path) -> bytes:
         raise Refusal("config_invalid", "The run has no model.onnx: overread export writes it.") from error
 
 
-def load_run_images(folder: Path, data: Path) -> ImageSet:
+def load_run_images(folder: Path, data: Path | Sources) -> ImageSet:
     """Return the images of a run, after checking that they are those it was trained on.
 
     Raises
@@ -223,7 +233,7 @@ def load_run_images(folder: Path, data: Path) -> ImageSet:
         ``data_invalid`` if they are not.
     """
     run = read_run(folder)
-    manifest = read_manifest(data, run.config.domains, run.config.classes)
+    manifest = read_manifest(data, run.config.domains, run.config.classes, run.config.label_domains)
     if manifest.sha256 != run.data_sha256:
         raise Refusal("data_invalid", "These are not the rows and images that the run was trained on.")
     return load_images(manifest.rows, run.config.input, "reading")
@@ -243,13 +253,13 @@ def main(argv: list[str]) -> int:
         epilog="example: overread export runs/cxr --data cxr",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--data", type=Path, required=True, help="the folder given to overread train")
+    add_sources(parser, "the folder given to overread train", "the label package given to overread train")
     options = parser.parse_args(argv)
     if verb_of(options.run) == SEGMENTER:
         from training.segmenter_export import export_segmenter  # it builds on this module
 
-        return export_segmenter(options.run, options.data)
-    images = load_run_images(options.run, options.data)
+        return export_segmenter(options.run, read_sources(options, "segmentation"))
+    images = load_run_images(options.run, read_sources(options, "classification"))
     for folder in run_folders(options.run):
         size, difference = export(folder, images)
         print(f"{folder / GRAPH}: {size / 1e6:.2f} MB, differs from torch by {difference:.1e} at most")

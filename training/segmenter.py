@@ -26,12 +26,14 @@ from training.losses import dice_losses, edge_loss, pairwise_loss, partial_cross
 from training.segmenter_config import SegmenterConfig, SegmenterRun, make_segmenter_config, read_segmenter_run
 from training.segmenter_crops import crop_loader
 from training.segmenter_data import Tissues, read_tissues
+from training.sources import Sources, add_sources, read_sources
 
 PARTS = ("segmenter", "loss_prediction")
 """What is kept of a run: the edge network and its attention were for training alone."""
-METHODS = ("labels", "edges", "normalization", "loss_prediction")
+METHODS = ("edges", "normalization", "loss_prediction")
 """Fields of the config that the command line offers by their names, beside the switches."""
 SWITCHES = ("crf", "stain")
+SUPERVISION = ("points", "voronoi", "cluster", "masks")
 
 
 class SegmenterTraining(lightning.LightningModule):
@@ -151,10 +153,12 @@ def check_splits(images: Tissues, config: SegmenterConfig) -> None:
                 raise Refusal("data_invalid", message)
 
 
-def _command(config: SegmenterConfig, options: argparse.Namespace) -> str:
-    words = ["overread", "train", "segmenter", "--data", "FOLDER", "--domains", *config.domains, "--label", config.label]
+def _command(config: SegmenterConfig, options: argparse.Namespace, sources: Sources) -> str:
+    words = ["overread", "train", "segmenter", *sources.words, "--domains", *config.domains, "--label", config.label]
     words += ["--input", options.input.name, "--epochs", str(config.epochs), "--precision", config.precision]
     words += ["--seed", str(config.seed)]
+    if config.labels != SegmenterConfig.model_fields["labels"].default:
+        words += ["--supervision", config.labels]
     for name in METHODS:
         if getattr(config, name) != SegmenterConfig.model_fields[name].default:
             words += [f"--{name.replace('_', '-')}", getattr(config, name)]
@@ -177,16 +181,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a segmenter of nuclei from points, or from masks. Give the same command again after an interruption: "
         "it goes on from the last checkpoint.",
         epilog="example: overread train segmenter --data nuclei --domains dsb18_256x320_purple --label nucleus "
-        "--input training/specs/tissue.json --labels cluster --edges pseudo_edge_attention --seed 0 --out runs/nuclei",
+        "--input training/specs/tissue.json --supervision cluster --edges pseudo_edge_attention --seed 0 --out runs/nuclei",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv: image, domain, label_map or points")
-    parser.add_argument("--domains", nargs="+", required=True, metavar="DOMAIN", help="train on these")
+    add_sources(parser, "folder with manifest.csv: image, domain, label_map or points")
+    parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="train on these, and on the label package's")
     parser.add_argument("--label", required=True, help="what an object is, such as nucleus")
     parser.add_argument("--input", type=Path, required=True, help="JSON file: how a tile becomes a tensor")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=fields["epochs"].default, help="of 30 batches of 8 crops")
-    parser.add_argument("--labels", choices=("points", "voronoi", "cluster", "masks"), default="voronoi",
+    parser.add_argument("--supervision", choices=SUPERVISION, default="voronoi",
                         help="what pixels are compared with; points are simulated from masks where none are given")  # fmt: skip
     parser.add_argument("--edges", choices=("none", "pseudo_edge", "pseudo_edge_attention"), default="none")
     parser.add_argument("--crf", action="store_true", help="near pixels of like colour shall be of one kind")
@@ -214,15 +218,21 @@ def _seconds_per_step(config: SegmenterConfig) -> float:
 def main(argv: list[str]) -> int:
     """Run ``overread train segmenter``; returns 0."""
     options = _parser().parse_args(argv)
+    if str(options.labels) in SUPERVISION:  # as the commands in older cards say it
+        message = f"--labels names a label package; what pixels are compared with is --supervision {options.labels}."
+        raise Refusal("config_invalid", message)
+    sources = read_sources(options, "segmentation")
+    domains, label_domains = sources.domains(options.domains)
     config = make_segmenter_config(
-        seed=options.seed, domains=options.domains, label=options.label, input=read_input_spec(options.input),
-        epochs=options.epochs, precision=options.precision,
+        seed=options.seed, domains=domains, label=options.label, input=read_input_spec(options.input),
+        epochs=options.epochs, precision=options.precision, labels=options.supervision,
+        labels_sha256=sources.labels_sha256, label_domains=label_domains,
         **{name: getattr(options, name) for name in (*METHODS, *SWITCHES)},
     )  # fmt: skip
     # Everything is read, the test images too: what cannot be read is refused before time is spent.
-    images = read_tissues(options.data, config)
+    images = read_tissues(sources, config)
     check_splits(images, config)
-    run = _run(config, images, _command(config, options))
+    run = _run(config, images, _command(config, options, sources))
     refuse_other(run, options.out)
     if (options.out / WEIGHTS).exists():
         print("This run is finished; nothing to do. Next: overread export")

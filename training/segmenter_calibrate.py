@@ -22,6 +22,7 @@ from training.instance_metrics import aji
 from training.segmenter_config import SegmenterConfig, read_segmenter_run
 from training.segmenter_data import Objects, Tissue
 from training.segmenter_export import cut, load_run_tissues
+from training.sources import Sources
 from training.weak_labels import voronoi_labels
 
 MAX_PIXELS = 16_000_000
@@ -166,7 +167,7 @@ def calibrate(graph: bytes, images: Sequence[Tissue], config: SegmenterConfig) -
     return {name: part.model_dump(mode="json") for name, part in parts.items()} | {"model_sha256": sha256(graph)}
 
 
-def calibrate_segmenter(folder: Path, data: Path) -> int:
+def calibrate_segmenter(folder: Path, data: Path | Sources) -> int:
     """Run ``overread calibrate`` for a segmenter; returns 0."""
     config = read_segmenter_run(folder).config
     report = calibrate(read_graph(folder), load_run_tissues(folder, data).where("calibration", config), config)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.card import Fraction, InputSpec
 from models.errors import Refusal
-from training.config import Count, Positive, RunOf, Word, read_run_of
+from training.config import RunOf, read_run_of
+from training.fields import Count, Positive, Word
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -65,6 +66,10 @@ class SegmenterConfig(BaseModel):
         Of the pairwise loss: pixels at half the resolution, and RGB in [0, 1].
     loss_weight, ranking_margin, loss_gradient_until : float
         As of a classifier, see :class:`training.config.RunConfig`.
+    labels_sha256 : str or None
+        Digest of the label package among the data; None without one.
+    label_domains : tuple of str
+        Domains whose images are the label package's alone, whatever a manifest beside it holds of them.
     precision : str
         "32-true", or "bf16-mixed" (twice as fast on processors and cards that know it).
     """
@@ -104,6 +109,8 @@ class SegmenterConfig(BaseModel):
     loss_weight: NotNegative = 0.1
     ranking_margin: Positive = 1.0
     loss_gradient_until: Fraction = 0.6
+    labels_sha256: str | None = None
+    label_domains: tuple[Word, ...] = ()
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
 
     @model_validator(mode="after")

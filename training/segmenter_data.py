@@ -22,6 +22,7 @@ from models.preprocess import check_accepted, in_channels, intensity_range
 from models.segmenter import display_values
 from training.data import SPLITS
 from training.segmenter_config import SegmenterConfig
+from training.sources import Sources, Table, as_sources
 from training.weak_labels import simulate_points
 
 COLUMNS = ("image", "domain")
@@ -91,16 +92,17 @@ def _invalid(number: int, what: str) -> Refusal:
     return Refusal("data_invalid", f"row {number}: {what}")
 
 
-def read_tissues(folder: Path, config: SegmenterConfig) -> Tissues:
+def read_tissues(source: Path | Sources, config: SegmenterConfig) -> Tissues:
     """Read ``manifest.csv``, and every image and annotation of the config's domains.
 
     Parameters
     ----------
-    folder : Path
-        Holds ``manifest.csv`` with the columns image (relative to it), domain, and label_map (a 16-bit PNG: 0 background, 1..N
-        objects) or points (an annotation as :func:`models.annotation.read_annotation` reads it); where both are filled in, points
-        are the annotation and the map is what is measured by. Without points they are simulated from the map. Optional:
-        patient (or slide: images of one stay together; where it is empty, images that look alike do), label_kind.
+    source : Path or Sources
+        A folder, or several, with ``manifest.csv``: the columns image (relative to it), domain, and label_map (a 16-bit PNG: 0
+        background, 1..N objects) or points (an annotation as :func:`models.annotation.read_annotation` reads it); where both
+        are filled in, points are the annotation and the map is what is measured by. Without points they are simulated from the
+        map. Optional: patient (or slide: images of one stay together; where it is empty, images that look alike do),
+        label_kind. An image of a label package is the one that it was made from.
     config : SegmenterConfig
 
     Raises
@@ -110,8 +112,36 @@ def read_tissues(folder: Path, config: SegmenterConfig) -> Tissues:
         an image that is smaller than the crops or that the specification does not take; masks asked for where there are none; a
         domain without rows.
     """
+    chosen = [
+        (table, number, record)
+        for table in as_sources(source).tables
+        for number, record in enumerate(_records(table), start=1)
+        if table.takes(record["domain"], config.domains, config.label_domains)
+    ]
+    for domain in config.domains:
+        if domain not in {record["domain"] for _, _, record in chosen}:
+            raise Refusal("data_invalid", f"There is no row of the domain {domain}.")
+    digest, seen = hashlib.sha256(), set()
+    images = []
+    for table, number, record in tqdm(chosen, desc="reading", unit="image", mininterval=1):
+        try:
+            tissue, content = _read(number, {name: (value or "").strip() for name, value in record.items()}, table.folder, config)
+        except OSError as error:
+            raise _invalid(number, f"a file is missing or cannot be read ({type(error).__name__}).") from error
+        except Refusal as refusal:
+            raise refusal if refusal.detail.startswith("row ") else _invalid(number, refusal.detail) from refusal
+        original = table.original(record["image"], tissue.image.sha256)
+        if original in seen:
+            raise _invalid(number, "this image occurs twice.")
+        seen.add(original)
+        digest.update("\t".join((content, tissue.domain, tissue.group)).encode() + b"\n")
+        images.append(tissue)
+    return Tissues(tuple(_grouped(images)), digest.hexdigest())
+
+
+def _records(table: Table) -> list[dict[str, str]]:
     try:
-        with (folder / "manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
+        with (table.folder / "manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             names = reader.fieldnames or ()
             missing = [name for name in COLUMNS if name not in names]
@@ -122,25 +152,7 @@ def read_tissues(folder: Path, config: SegmenterConfig) -> Tissues:
         raise Refusal("data_invalid", f"manifest.csv cannot be read ({type(error).__name__}).") from error
     if missing:
         raise Refusal("data_invalid", f"manifest.csv lacks the column {missing[0]}.")
-    chosen = [(number, record) for number, record in enumerate(records, start=1) if record["domain"] in config.domains]
-    for domain in config.domains:
-        if domain not in {record["domain"] for _, record in chosen}:
-            raise Refusal("data_invalid", f"There is no row of the domain {domain}.")
-    digest, seen = hashlib.sha256(), set()
-    images = []
-    for number, record in tqdm(chosen, desc="reading", unit="image", mininterval=1):
-        try:
-            tissue, content = _read(number, {name: (value or "").strip() for name, value in record.items()}, folder, config)
-        except OSError as error:
-            raise _invalid(number, f"a file is missing or cannot be read ({type(error).__name__}).") from error
-        except Refusal as refusal:
-            raise refusal if refusal.detail.startswith("row ") else _invalid(number, refusal.detail) from refusal
-        if tissue.image.sha256 in seen:
-            raise _invalid(number, "this image occurs twice.")
-        seen.add(tissue.image.sha256)
-        digest.update("\t".join((content, tissue.domain, tissue.group)).encode() + b"\n")
-        images.append(tissue)
-    return Tissues(tuple(_grouped(images)), digest.hexdigest())
+    return records
 
 
 def _read(number: int, record: dict[str, str], folder: Path, config: SegmenterConfig) -> tuple[Tissue, str]:

@@ -24,6 +24,7 @@ from training.segmenter_calibrate import point_f1, tile_losses
 from training.segmenter_config import SegmenterConfig, read_segmenter_run
 from training.segmenter_data import Tissue, read_tissues
 from training.segmenter_export import load_run_tissues
+from training.sources import Sources
 
 Floats = NDArray[np.float64]
 
@@ -113,7 +114,7 @@ def draft(folder: Path) -> SegmenterPredictor:
     return SegmenterPredictor(SegmenterCard.model_construct(**parts), Graph(graph, outputs=SEGMENTER_OUTPUTS), sha256(graph))
 
 
-def check_package(package: Path, data: Path) -> int:
+def check_package(package: Path, data: Path | Sources) -> int:
     """Measure a released package again; return 0 if the card's figures hold within 0.001, else 1."""
     predictor = SegmenterPredictor.load(package)
     config = SegmenterConfig.model_validate(predictor.card.training.config)
@@ -123,7 +124,7 @@ def check_package(package: Path, data: Path) -> int:
     return compare(predictor.card, measure(predictor, images.where("test", config)))
 
 
-def evaluate_segmenter(target: Path, data: Path) -> int:
+def evaluate_segmenter(target: Path, data: Path | Sources) -> int:
     """Run ``overread evaluate`` for a segmenter; returns 0, or 1 if a released card's figures are not found again."""
     if (target / "card.json").exists():
         return check_package(target, data)

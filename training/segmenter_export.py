@@ -23,6 +23,7 @@ from training.segmenter import load_segmenter
 from training.segmenter_config import SegmenterConfig, read_segmenter_run
 from training.segmenter_crops import tensors
 from training.segmenter_data import Tissue, Tissues, read_tissues
+from training.sources import Sources
 
 
 class ServedSegmenter(nn.Module):
@@ -84,7 +85,7 @@ def build(folder: Path, images: Sequence[Tissue]) -> ServedSegmenter:
     return ServedSegmenter(fold_normalization(trained.segmenter), served, distance).eval()
 
 
-def load_run_tissues(folder: Path, data: Path) -> Tissues:
+def load_run_tissues(folder: Path, data: Path | Sources) -> Tissues:
     """Return the images of a run, after checking that they are those it was trained on.
 
     Raises
@@ -99,7 +100,7 @@ def load_run_tissues(folder: Path, data: Path) -> Tissues:
     return images
 
 
-def export_segmenter(folder: Path, data: Path) -> int:
+def export_segmenter(folder: Path, data: Path | Sources) -> int:
     """Run ``overread export`` for a segmenter; returns 0."""
     config = read_segmenter_run(folder).config
     images = load_run_tissues(folder, data)

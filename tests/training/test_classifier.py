@@ -213,5 +213,5 @@ def test_what_must_be_given_has_no_default(arguments: Arguments, tmp_path: Path,
     words = arguments(tmp_path, tmp_path)
     start_at = words.index(missing)
     end = next((i for i in range(start_at + 1, len(words)) if words[i].startswith("--")), len(words))
-    with pytest.raises(SystemExit):
+    with pytest.raises((SystemExit, Refusal)):
         classifier.main(words[:start_at] + words[end:])

@@ -36,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     drawings.make(data)
     with pytest.MonkeyPatch.context() as patch:
         drawings.small(patch)
-        assert segmenter.main(drawings.arguments(data, run, "--epochs", "12", "--labels", "cluster")) == 0
+        assert segmenter.main(drawings.arguments(data, run, "--epochs", "12", "--supervision", "cluster")) == 0
     for verb in (export, calibrate, evaluate):
         assert verb.main([str(run), "--data", str(data)]) == 0
     return run, data
