@@ -1,0 +1,50 @@
+// Elements by name, in place of markup in strings: what comes from outside is only ever text.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Make an HTML element: h("p", {class: "soft"}, "text", other). */
+export function h(name, attributes = {}, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+/** Make an SVG element. */
+export function s(name, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
+}
+
+/** Put children in the place of what an element holds. */
+export function put(element, ...children) {
+  element.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Say something in the corner that goes away; it is read out too. `action` is {text, run}. */
+export function note(text, { bad = false, action = null, seconds = bad ? 12 : 6 } = {}) {
+  const box = h("div", { class: bad ? "toast bad" : "toast" }, h("span", {}, text));
+  const close = () => box.remove();
+  if (action) box.append(h("button", { onclick: () => { close(); action.run(); } }, action.text));
+  box.append(h("button", { class: "quiet", "aria-label": "Close this message", onclick: close }, "✕"));
+  const notes = document.getElementById("notes");
+  notes.append(box);
+  while (notes.children.length > 3) notes.firstChild.remove();
+  setTimeout(close, seconds * 1000);
+}
+
+/** A table: heads are [text, class?]; rows are lists of cells. */
+export function table(caption, heads, rows) {
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    h("table", {},
+      h("caption", { class: "visually-hidden" }, caption),
+      h("thead", {}, h("tr", {}, heads.map(([text, kind]) => h("th", { scope: "col", class: kind }, text)))),
+      h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, i) => h("td", { class: heads[i][1] }, cell)))))));
+}

@@ -1,0 +1,86 @@
+// What a model says of an image, in words: verdict and reasons, findings or quantities, and how much error to expect.
+
+import { distribution, through } from "./charts.js";
+import { h } from "./dom.js";
+import { VERDICTS, percent, say } from "./words.js";
+
+/** The verdict as a sign and a word, for lists. */
+export function verdictChip(verdict) {
+  const { sign, title } = VERDICTS[verdict];
+  return h("span", { class: `chip ${verdict}` }, h("span", { class: "sign", "aria-hidden": "true" }, sign), title);
+}
+
+/** The verdict, and why. */
+export function verdictBox({ verdict, reasons }) {
+  const { sign, title, text } = VERDICTS[verdict];
+  return h("section", { class: `verdict ${verdict}`, "aria-label": "Verdict" },
+    h("h2", {}, h("span", { class: "sign", "aria-hidden": "true" }, sign), title),
+    h("p", {}, text),
+    verdict !== "accept" && h("ul", {}, reasons.map(({ message }) => h("li", {}, message))));
+}
+
+/** The findings of a classifier. */
+export function findingsBox(findings) {
+  return h("section", { class: "card" }, h("h2", {}, "Findings"), findings.map((finding) => {
+    const bar = h("meter", { min: 0, max: 1, value: finding.probability, "aria-label": `Probability of ${finding.label}` });
+    return h("div", { class: "finding" },
+      h("div", { class: "row spread" },
+        h("strong", {}, finding.label),
+        h("span", {}, finding.positive ? h("strong", { class: "called" }, "called") : h("span", { class: "soft" }, "not called"), " · ",
+          percent(finding.probability))),
+      bar, h("small", {}, `Called from ${percent(finding.operating_point)} on.`));
+  }));
+}
+
+const QUANTITIES = [
+  ["count", "Objects", (v) => say(v)],
+  ["density_per_mm2", "Density", (v) => `${say(v)} per mm²`],
+  ["density_per_megapixel", "Density", (v) => `${say(v)} per megapixel`],
+  ["area_fraction", "Share of the area", (v) => percent(v)],
+  ["area_um2", "Area, median", (v) => v.median === null ? "–" : `${say(v.median)} µm²`],
+  ["area_px", "Area, median", (v) => v.median === null ? "–" : `${say(v.median)} px²`],
+  ["eccentricity", "Eccentricity, median", (v) => v.median === null ? "–" : say(v.median)],
+  ["nearest_neighbour_um", "Nearest neighbour, median", (v) => v.median === null ? "–" : `${say(v.median)} µm`],
+  ["nearest_neighbour_px", "Nearest neighbour, median", (v) => v.median === null ? "–" : `${say(v.median)} px`],
+];
+
+/** The quantities of a model that finds objects; what micrometres say is not said in pixels again. */
+export function quantitiesBox(label, quantities) {
+  if (!quantities) return null;
+  const micrometres = quantities.area_um2 !== null;
+  const known = QUANTITIES.filter(([name]) => quantities[name] !== null && !(micrometres && name.endsWith("_px")));
+  return h("section", { class: "card" }, h("h2", {}, `What was found: ${label}`),
+    h("dl", { class: "facts" }, known.map(([name, text, write]) => [h("dt", {}, text), h("dd", {}, write(quantities[name]))])));
+}
+
+/** How much error to expect, and where that lies among the images the model was checked on. `model` is one of /v1/models. */
+export function doubtBox(result, model) {
+  const segments = (result.task ?? model?.card.task) === "segmentation";
+  const rank = Math.round(result.loss_percentile);
+  const calibration = model?.card.calibration;
+  const what = segments ? "expected 1 − Dice" : "expected log loss, nats";
+  const chart = calibration && distribution({
+    quantiles: calibration.loss_quantiles.map((score) => through(calibration.loss_knots, score)),
+    value: result.predicted_loss, percentile: result.loss_percentile, limit: model.limits.review_loss_percentile,
+    label: "Predicted loss", unit: say,
+  });
+  const far = Math.round(result.domain_percentile);
+  return h("section", { class: "card" },
+    h("h2", {}, "Expected error"),
+    h("p", { class: "figure" }, h("strong", {}, say(result.predicted_loss)), " ", h("small", {}, what)),
+    h("p", {}, `Higher than on ${rank} of 100 ${segments ? "tiles" : "images"} the model was checked on.`),
+    chart,
+    chart && h("p", { class: "legend" }, h("span", { class: "key here" }), h("small", {}, "this image"),
+      h("span", { class: "key limit" }), h("small", {}, `for review from ${Math.round(model.limits.review_loss_percentile)} of 100 on`)),
+    h("h3", {}, "Unlike the training images"),
+    h("meter", { min: 0, max: 100, value: result.domain_percentile, "aria-label": "Distance from the training images, rank of 100" }),
+    h("p", {}, h("small", {}, `Further away than ${far} of 100.`)));
+}
+
+/** For whom the model is meant: always beside what it says. */
+export function usedFor(model) {
+  if (!model) return null;
+  const use = model.card.intended_use;
+  return h("p", { class: "soft" }, h("small", {}, `${model.name} ${model.version}. ${use.population} Not for ${use.not_for.replace(/\.$/, "")}. `,
+    h("a", { href: "#models" }, "Its card")));
+}

@@ -1,0 +1,108 @@
+// Drop a scan, and see what the model says of it.
+
+import { ask, bytesOf, query } from "./api.js";
+import { h, note, put } from "./dom.js";
+import { showKeys, setKeys } from "./keys.js";
+import { doubtBox, findingsBox, quantitiesBox, usedFor, verdictBox } from "./result.js";
+import { toolbar } from "./toolbar.js";
+import { Viewer, viewerKeys } from "./viewer.js";
+import { wordsOf } from "./words.js";
+
+const TYPES = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg" };
+
+/** The media type of a file: by its first bytes, since DICOM files are often named anyhow. */
+async function typeOf(file) {
+  const head = new Uint8Array(await file.slice(0, 132).arrayBuffer());
+  const text = String.fromCharCode(...head);
+  if (text.startsWith("\x89PNG")) return "image/png";
+  if (text.startsWith("\xff\xd8\xff")) return "image/jpeg";
+  if (text.slice(128) === "DICM") return "application/dicom";
+  return TYPES[file.name.split(".").pop().toLowerCase()] ?? "application/dicom";
+}
+
+const blobOf = (picture) => new Blob([bytesOf(picture.data)], { type: picture.media_type });
+
+/** The view. `models` are those of /v1/models. Returns what ends it. */
+export function scanView(main, { models, mayScan }) {
+  if (!mayScan) {
+    put(main, h("div", { class: "plain" }, h("h1", {}, "Scan"), h("p", {}, "Your role reads what was flagged, and sends no scans. ",
+      h("a", { href: "#worklist" }, "To the worklist"))));
+    return () => {};
+  }
+  let viewer = null;
+  let asked = 0;
+  const choice = h("select", { id: "model" }, models.map((model) => h("option", { value: model.name }, model.name)));
+  const input = h("input", { type: "file", id: "file", class: "visually-hidden", accept: ".dcm,.png,.jpg,.jpeg,application/dicom,image/png,image/jpeg" });
+  const state = h("p", { role: "status" });
+  const zone = h("div", { class: "drop" },
+    h("h1", {}, "Drop a scan here"),
+    h("p", { class: "soft" }, "DICOM, PNG or JPEG. It goes to this service alone; names and numbers in its header are not kept."),
+    h("p", {}, h("label", { class: "button primary", for: "file" }, "Choose a file"), input),
+    models.length > 1 && h("p", {}, h("label", { for: "model" }, "Model "), choice),
+    state);
+  const stage = h("div", { class: "stage" });
+  const panel = h("aside", { class: "panel", "aria-label": "What the model says", hidden: true });
+  put(main, h("div", { class: "reading" }, put(stage, zone), panel));
+
+  async function send(file) {
+    const turn = ++asked;
+    put(state, `Reading ${Math.max(1, Math.round(file.size / 1024))} kB…`);
+    zone.setAttribute("aria-busy", "true");
+    try {
+      const model = models.find(({ name }) => name === (choice.value || models[0].name));
+      const heatmap = model.card.task === "classification" ? "true" : undefined;
+      const path = "/v1/predict" + query({ model: model.name, picture: "true", heatmap });
+      const answer = await ask("POST", path, { body: file, type: await typeOf(file) });
+      if (turn === asked) await show(answer, model);
+    } catch (problem) {
+      if (turn !== asked) return;
+      put(state, "");
+      note(wordsOf(problem), { bad: true });
+    } finally {
+      zone.removeAttribute("aria-busy");
+    }
+  }
+
+  async function show(answer, model) {
+    viewer?.close();
+    viewer = new Viewer("The scan. Arrow keys move it, plus and minus zoom.");
+    const again = h("label", { class: "button", for: "file" }, "Another scan");
+    put(stage, viewer.element, input);
+    await viewer.show(blobOf(answer.picture), answer.picture);
+    const bar = toolbar(viewer, again);
+    stage.prepend(bar);
+    if (answer.heatmap && answer.verdict !== "refuse") await viewer.heatmap(blobOf(answer.heatmap));
+    if (answer.objects) {
+      viewer.outlines(answer.objects.map(({ polygon }) => polygon));
+      const boxes = answer.doubtful_regions.map(({ x, y, width, height }) => [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]);
+      viewer.outlines(boxes, { color: "#ffb02e", width: 2, dash: [8, 6], fades: false });
+    }
+    viewer.setWindow(viewer.window);
+    panel.hidden = false;
+    put(panel, verdictBox(answer),
+      answer.task === "classification" ? findingsBox(answer.findings) : quantitiesBox(answer.object_label, answer.quantities),
+      answer.heatmap && answer.verdict !== "refuse" && h("p", { class: "soft" }, h("small", {},
+        `Warm colours: where the evidence for ${answer.heatmap.label} lies.`)),
+      answer.doubtful_regions?.length > 0 && h("p", { class: "soft" }, h("small", {}, "Dashed: the parts that the model doubts most.")),
+      doubtBox(answer, model), usedFor(model));
+    put(state, "");
+    setKeys(viewerKeys(viewer));
+    viewer.fit();
+    viewer.target.focus();
+  }
+
+  input.addEventListener("change", () => { if (input.files[0]) send(input.files[0]); input.value = ""; });
+  const over = (event) => { event.preventDefault(); stage.classList.add("over"); };
+  stage.addEventListener("dragover", over);
+  stage.addEventListener("dragleave", () => stage.classList.remove("over"));
+  stage.addEventListener("drop", (event) => {
+    event.preventDefault();
+    stage.classList.remove("over");
+    if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
+  });
+  setKeys({});
+  return () => { asked++; viewer?.close(); };
+}
+
+/** Keys of the view that are not of one letter. */
+export const scanHelp = () => showKeys([["← ↑ → ↓", "Move the image"]]);
