@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +22,22 @@ from service.settings import read_settings
 ROLES = ("device", "annotator", "operator")
 ANYONE = frozenset({*ROLES, "public"})
 EVERY_ROLE = frozenset(ROLES)
+PEOPLE = frozenset({"annotator", "operator"})
 
 ACCESS: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/predict"): frozenset({"device", "operator"}),
     ("POST", "/v1/dicomweb/studies"): frozenset({"device", "operator"}),
     ("GET", "/v1/results/{result_id}"): EVERY_ROLE,
     ("GET", "/v1/models"): EVERY_ROLE,
+    ("GET", "/v1/candidates"): frozenset({"annotator", "operator"}),
+    ("GET", "/v1/worklist"): PEOPLE,
+    ("POST", "/v1/worklist/lease"): PEOPLE,
+    ("POST", "/v1/worklist/lease/{lease_id}/renew"): PEOPLE,
+    ("POST", "/v1/worklist/lease/{lease_id}/return"): PEOPLE,
+    ("POST", "/v1/worklist/lease/{lease_id}/skip"): PEOPLE,
+    ("GET", "/v1/items/{item_id}"): PEOPLE,
+    ("GET", "/v1/images/{image_sha256}"): PEOPLE,
+    ("GET", "/v1/sites"): PEOPLE,
     ("GET", "/metrics"): frozenset({"operator"}),
     ("GET", "/v1/openapi.json"): ANYONE,
     ("GET", "/"): ANYONE,
@@ -43,10 +54,16 @@ ACCESS: dict[tuple[str, str], frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. ``name`` is the token's, for the rate limit only; it is neither logged nor a label."""
+    """Who asks. ``name`` is the token's or the person's; it is neither logged nor a label. ``site`` is the token's, or empty."""
 
     name: str
     role: str
+    site: str = ""
+
+    @property
+    def reader(self) -> str:
+        """Whose leases and labels these are; all callers of an open service are one person."""
+        return self.name or "local"
 
 
 def is_loopback(host: str) -> bool:
@@ -98,7 +115,9 @@ class Access:
             return cls({}, limit_per_minute, proxied)
         try:
             entries = json.loads(file.read_text())["tokens"]
-            callers = {str(item["sha256"]): Caller(str(item["name"]), str(item["role"])) for item in entries}
+            callers = {
+                str(item["sha256"]): Caller(str(item["name"]), str(item["role"]), str(item.get("site", ""))) for item in entries
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refusal("config_invalid", "The tokens file cannot be read.") from error
         if not callers or any(caller.role not in ROLES for caller in callers.values()):
@@ -139,6 +158,17 @@ class Access:
             return
         raise Refusal("unauthenticated" if caller.role == "public" else "forbidden")
 
+    def check_sites(self, sites: Collection[str]) -> None:
+        """Refuse a token of a place that the settings do not know.
+
+        Raises
+        ------
+        Refusal
+            ``config_invalid``.
+        """
+        if not {caller.site for caller in self.callers.values()} <= {"", *sites}:
+            raise Refusal("config_invalid", "OVERREAD_SITES: the tokens file holds a token of a site that is not among them.")
+
     def spend(self, caller: Caller) -> None:
         """Count a request against the caller's limit, a bucket that refills evenly.
 
@@ -169,8 +199,15 @@ def check_bind(host: str, access: Access) -> None:
         raise Refusal("config_invalid", "Listening on anything but loopback needs tokens; 'overread token' creates one.")
 
 
-def add_token(file: Path, name: str, role: str) -> str:
+def add_token(file: Path, name: str, role: str, site: str = "") -> str:
     """Create a token, store its hash, and return it: the only time it can be seen.
+
+    Parameters
+    ----------
+    file : Path
+    name, role : str
+    site : str
+        The place that all its images come from; empty for none.
 
     Raises
     ------
@@ -184,7 +221,8 @@ def add_token(file: Path, name: str, role: str) -> str:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = file.with_suffix(".partial")
     partial.touch(mode=0o600)
-    partial.write_text(json.dumps({"tokens": [*known, {"name": name, "role": role, "sha256": _digest(token)}]}, indent=1) + "\n")
+    entry = {"name": name, "role": role, "sha256": _digest(token)} | ({"site": site} if site else {})
+    partial.write_text(json.dumps({"tokens": [*known, entry]}, indent=1) + "\n")
     os.replace(partial, file)  # noqa: PTH105  (a replace is one step: a crash leaves the old file or the new)
     return token
 
@@ -198,6 +236,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--name", required=True, help="who holds it")
     parser.add_argument("--role", required=True, choices=ROLES)
+    parser.add_argument("--site", default="", help="the one of OVERREAD_SITES that all its images come from")
     options = parser.parse_args(argv)
-    print(add_token(read_settings().tokens, options.name, options.role))
+    settings = read_settings()
+    if options.site and options.site not in settings.sites:
+        raise Refusal("unknown_site")
+    print(add_token(settings.tokens, options.name, options.role, options.site))
     return 0

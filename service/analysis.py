@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from models.batch import AnyPredictor
@@ -17,15 +17,19 @@ from models.predictor import Predictor
 from models.preprocess import check_accepted, preprocess
 from models.triage import Judgement, judge
 from service.access import Access
+from service.analysed import Analysis
 from service.answers import Reply, card_of
 from service.callers import Proxy
 from service.dicom_results import is_ours
 from service.engine import Engine
+from service.items import Draft
 from service.lineup import Lineup, Served
+from service.loop import Loop
 from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
 from service.sessions import Sessions
 from service.settings import Settings
+from service.shadow import Job, Shadow
 from service.shown import shown_picture
 from service.store import Store, Stored, result_id, result_row
 from service.telemetry import Telemetry
@@ -34,40 +38,6 @@ from service.wanted import Box, Wanted, region_within
 
 if TYPE_CHECKING:
     from models.segmenter import SegmenterPredictor
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """One image between its inference and its commit.
-
-    Attributes
-    ----------
-    image : Image
-        Decoded as far as its model needs it.
-    stored : Stored
-        What is stored of it, or will be.
-    served : Served
-        The package that predicted, and the limits in force at this site.
-    uid : str or None
-        SOP Instance UID.
-    known : Judgement or None
-        The verdict, where it is in the store already.
-    extras : Extras
-        What else is answered.
-    media_type : str
-        Of the answer.
-    refused : Refusal or None
-        Of something asked for beside the result: raised once the result is committed.
-    """
-
-    image: Image
-    stored: Stored
-    served: Served
-    uid: str | None
-    known: Judgement | None
-    extras: Extras
-    media_type: str
-    refused: Refusal | None = None
 
 
 class Site:
@@ -86,13 +56,17 @@ class Site:
         self.access = Access.read(settings.tokens, settings.rate_limit_per_minute, proxied=self.proxy is not None)
         self.telemetry = Telemetry()
         self.store = Store(settings.database)
+        self.access.check_sites(settings.sites)
+        self.loop = Loop(settings, self.store, self.telemetry)
         self.lineup = Lineup(settings, self.store, self.telemetry)
         self.sessions = Sessions(self.store, self.access, settings.session_hours)
         self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
+        self.shadow = Shadow(self.lineup, self.engine, self.store, self.telemetry)
 
     def close(self) -> None:
         """Finish admitted work, then close the store."""
         self.engine.close()
+        self.shadow.close()
         self.lineup.close()
         self.store.close()
 
@@ -159,7 +133,36 @@ class Site:
         if wanted.picture and refused is None:
             extras = replace(extras, picture=shown_picture(image, upload.body))
         verdict = known[1] if known else None
-        return Analysis(image, stored, served, uid, verdict, extras, media_type, refused)
+        draft = None if region else self._draft(upload.body, image, stored, served, uid, verdict, wanted.site)
+        return Analysis(upload, region, image, stored, served, uid, verdict, extras, media_type, refused, draft, wanted.site)
+
+    def score_again(self, image: Image, served: Served, site: str, patient: str) -> None:
+        """Predict for a kept image of the worklist, commit the result, and give it to the item; blocking.
+
+        Raises
+        ------
+        Refusal
+            As :meth:`analyse` and :meth:`conclude` say.
+        """
+        predictor, started = served.predictor, time.perf_counter()
+        notes = [code for code, _ in check_accepted(image, predictor.card.input)]
+        stored = self.store.find(result_id(image.sha256, predictor.sha256))
+        if isinstance(predictor, Predictor):
+            stored, _ = self._classify(predictor, served.row, image, notes, stored, False, started)
+        else:
+            stored = self._segment(predictor, served.row, image, notes, stored, None, started)
+        draft = Draft(image.sha256, predictor.card.name, image.rows, image.columns, None, {}, patient, site, always=True)
+        self._record(stored, served, _uid(image), draft, site, scored_again=True)
+
+    def _draft(
+        self, body: bytes, image: Image, stored: Stored, served: Served, uid: str | None, known: Judgement | None, site: str
+    ) -> Draft | None:
+        """Keep the image where it is to become an item of the worklist."""
+        verdict = (known or judge(stored.prediction, served.limits, stored.result["notes"])).verdict
+        if known is None and verdict == "accept" and self.store.reused(uid, image.sha256):
+            verdict = "review"
+        card, sha256 = served.predictor.card, served.predictor.sha256
+        return self.loop.intake.draft(body, image, card, sha256, verdict, site)
 
     def conclude(self, analysis: Analysis) -> Reply:
         """Commit an analysis, then decide its answer; blocking, for the engine's thread that commits.
@@ -170,10 +173,11 @@ class Site:
             ``storage_full`` or ``storage_unavailable``: nothing was stored. What was refused beside the result: it is stored.
         """
         judgement = analysis.known
-        if judgement is None:
-            judgement = self._record(analysis)
-        else:
+        if judgement is None or analysis.draft is not None:
+            judgement = self._record(analysis.stored, analysis.served, analysis.uid, analysis.draft, analysis.site)
+        if analysis.known is not None:
             self.telemetry.repeated.labels(analysis.served.predictor.card.name).inc()
+        self.shadow.offer(Job(analysis.upload.body, analysis.region, analysis.served, analysis.stored, judgement))
         if analysis.refused is not None:
             raise analysis.refused
         card = analysis.served.predictor.card
@@ -240,19 +244,24 @@ class Site:
         record = record_of(segmentation, image, region)
         return Stored(result_row(image, segmentation, predictor, notes, record), model)
 
-    def _record(self, analysis: Analysis) -> Judgement:
-        limits, prediction = analysis.served.limits, analysis.stored.prediction
-        notes = analysis.stored.result["notes"]
+    def _record(
+        self, stored: Stored, served: Served, uid: str | None, draft: Draft | None, site: str, *, scored_again: bool = False
+    ) -> Judgement:
+        limits, prediction, notes = served.limits, stored.prediction, stored.result["notes"]
         started = time.perf_counter()
-        new, judgement = self.store.record(
-            analysis.stored.result,
-            analysis.uid,
-            analysis.served.limits_sha256,
-            lambda reused: judge(prediction, limits, [*notes, "uid_reused"] if reused else notes),
-        )
+        with self.loop.intake.committing(draft, stored.result) as then:
+            new, judgement = self.store.record(
+                stored.result,
+                uid,
+                served.limits_sha256,
+                lambda reused: judge(prediction, limits, [*notes, "uid_reused"] if reused else notes),
+                site,
+                then,
+                scored_again,
+            )
         self.telemetry.store.observe(time.perf_counter() - started)
-        name = analysis.served.predictor.card.name
-        if new:
+        name = served.predictor.card.name
+        if new and not scored_again:
             self.telemetry.loss_percentile.labels(name).observe(prediction.loss_percentile)
             self.telemetry.domain_percentile.labels(name).observe(prediction.domain_percentile)
             for reason in judgement.reasons:

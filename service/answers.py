@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from models.card import AnyCard, ModelCard, SegmenterCard
-from models.triage import REASONS, Judgement, called_objects, positives
+from models.triage import REASONS, Judgement, Verdict, called_objects, positives
 from service.negotiation import GEOJSON
 from service.schemas import (
     Answer,
@@ -96,19 +96,24 @@ def _head(reply: Reply) -> dict[str, Any]:
     } | {name: row[name] for name in _DOUBTS}
 
 
+def findings(stored: Stored, card: ModelCard, verdict: Verdict) -> list[FindingAnswer]:
+    """Return the findings of a classifier's result under a verdict."""
+    called = positives(stored.prediction, card, verdict)
+    return [
+        FindingAnswer(
+            label=item.label,
+            probability=stored.result["probabilities"][item.label],
+            operating_point=item.operating_point,
+            positive=called[item.label],
+        )
+        for item in card.output.findings
+    ]
+
+
 def _classification(reply: Reply, card: ModelCard) -> Answer:
-    called = positives(reply.stored.prediction, card, reply.judgement.verdict)
     return Answer(
         **_head(reply),
-        findings=[
-            FindingAnswer(
-                label=item.label,
-                probability=reply.stored.result["probabilities"][item.label],
-                operating_point=item.operating_point,
-                positive=called[item.label],
-            )
-            for item in card.output.findings
-        ],
+        findings=findings(reply.stored, card, reply.judgement.verdict),
         heatmap=reply.extras.heatmap,
         picture=reply.extras.picture,
     )

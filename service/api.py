@@ -16,6 +16,7 @@ from service.analysis import Site
 from service.answers import Reply
 from service.arrivals import Arrivals
 from service.callers import identify
+from service.candidates import CANDIDATE_HANDLERS
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
@@ -26,6 +27,7 @@ from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status
 from service.telemetry import TIMED, log_fault, logger
 from service.wall import Upload, check_host, read_upload
 from service.wanted import PARAMETERS, Wanted, read_wanted
+from service.worklist_api import WORKLIST_HANDLERS, measure
 
 HEADERS = {
     "cache-control": "no-store",
@@ -122,15 +124,15 @@ def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
 
 async def _predict(site: Site, call: Call) -> Response:
     query = call.query(*PARAMETERS)
-    wanted = read_wanted(query, call.accept)
+    wanted = read_wanted(query, call.accept, call.site(query.get("site"), site.settings.sites))
     upload = await read_upload(call.request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
     return await _send(await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude))
 
 
 async def _studies(site: Site, call: Call) -> Response:
-    query = call.query("model")
+    query = call.query("model", "site")
     choose(call.accept, (DICOM_JSON, JSON))
-    wanted = Wanted(query.get("model"))
+    wanted = Wanted(query.get("model"), site=call.site(query.get("site"), site.settings.sites))
     served = site.served(wanted.model)  # one package for all; and a model that is not there is no instance's fault
 
     async def analyse(content: bytes) -> Outcome:
@@ -160,6 +162,7 @@ async def _metrics(site: Site, _: Call) -> Response:
     # The watch is another process; its rows are counted here, where they are asked for
     for state, number in (await asyncio.to_thread(Arrivals(site.store).counts)).items():
         site.telemetry.pacs_instances.labels(state).set(number)
+    await asyncio.to_thread(measure, site)
     content, media_type = site.telemetry.exposition()
     return Response(content, headers={"content-type": media_type})
 
@@ -185,6 +188,8 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "/metrics"): _metrics,
     ("GET", "/readyz"): _ready,
     ("GET", "/"): _page,
+    **CANDIDATE_HANDLERS,
     **PAGE_HANDLERS,
+    **WORKLIST_HANDLERS,
 }
 """(method, route) -> what answers it; ``/healthz`` is answered before there is a site."""

@@ -22,6 +22,7 @@ from service.analysis import Site
 from service.api import Api
 from service.heads import bound_heads
 from service.settings import drop_proxies, read_settings
+from service.upkeep import Upkeep
 
 api = Api()
 
@@ -80,6 +81,8 @@ class Overread:
             raise
         if "--worker-id" in sys.argv:
             _end_with_parent()
+        self.upkeep = Upkeep(site)
+        self.upkeep.start()
         api.site = site
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
@@ -87,6 +90,7 @@ class Overread:
         """Stop taking images, finish those admitted, close the store."""
         site, api.site = api.site, None
         if site is not None:
+            self.upkeep.close()
             site.close()
 
 

@@ -8,9 +8,11 @@ from pydantic.json_schema import models_json_schema
 
 from models import __version__
 from service.access import ACCESS
+from service.loop_schemas import Candidates
 from service.negotiation import GEOJSON
 from service.openapi_page import page_operations
 from service.openapi_parts import ALWAYS, Json, answer, problems, text
+from service.openapi_worklist import WORKLIST_DOCUMENTS, worklist_operations
 from service.related import RELATED
 from service.schemas import Answer, Login, Models, Problem, SegmentationAnswer, SessionAnswer, Status
 from service.stow import DICOM_JSON
@@ -22,6 +24,7 @@ _REFUSED_WHOLE = (
     "too_large",
     "request_timeout",
     "unknown_model",
+    "unknown_site",
     "not_acceptable",
     "overloaded",
     "deadline_exceeded",
@@ -85,6 +88,7 @@ def _operations() -> dict[tuple[str, str], Json]:
     content["multipart/form-data"] = {"schema": form}
     query = [
         {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "A loaded model; the first by default."},
+        {"name": "site", "in": "query", "schema": {"type": "string"}, "description": "A site of the settings."},
         *(
             {"name": name, "in": "query", "schema": {"type": "boolean"}, "description": text}
             for name, text in (
@@ -113,7 +117,7 @@ def _operations() -> dict[tuple[str, str], Json]:
         ("POST", "/v1/dicomweb/studies"): {
             "summary": "Predict for DICOM instances sent by STOW-RS",
             "description": "Each part is analysed and committed on its own; the answer says of each what became of it.",
-            "parameters": query[:1],
+            "parameters": query[:2],
             "requestBody": {"required": True, "content": {RELATED: {"schema": binary}}},
             "responses": _stored_instances() | problems((*_REFUSED_WHOLE, *ALWAYS)),
         },
@@ -125,6 +129,12 @@ def _operations() -> dict[tuple[str, str], Json]:
         ("GET", "/v1/models"): {
             "summary": "The loaded models with their cards",
             "responses": answer("Models", "The first is the default.") | problems(ALWAYS),
+        },
+        ("GET", "/v1/candidates"): {
+            "summary": "The candidates and how they compare",
+            "description": "With the package that answers, on the scans of this site that both predicted.",
+            "responses": answer("Candidates", "Each model, with its candidate if it has one.")
+            | problems(("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full", *ALWAYS)),
         },
         ("GET", "/v1/openapi.json"): {
             "summary": "This document",
@@ -152,10 +162,13 @@ def _operations() -> dict[tuple[str, str], Json]:
 @lru_cache(maxsize=1)
 def document() -> Json:
     """Return the OpenAPI 3.1 document; every route of :data:`service.access.ACCESS` is in it."""
-    pairs = [(model, "serialization") for model in (Answer, SegmentationAnswer, Models, Problem, Status, SessionAnswer, Login)]
+    pairs = [
+        (model, "serialization")
+        for model in (Answer, SegmentationAnswer, Models, Candidates, Problem, Status, SessionAnswer, Login, *WORKLIST_DOCUMENTS)
+    ]
     _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     paths: Json = {}
-    for (method, route), operation in (_operations() | page_operations()).items():
+    for (method, route), operation in (_operations() | page_operations() | worklist_operations()).items():
         roles = ACCESS[method, route]
         if "public" in roles:
             operation["security"] = []

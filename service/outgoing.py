@@ -77,7 +77,8 @@ def analyse(site: Site, data: bytes, earlier: Earlier) -> tuple[Reply, list[Data
     settings = site.settings
     served = site.served(settings.pacs_model)
     heatmap = "sc" in settings.pacs_results and isinstance(served.predictor.card, ModelCard)
-    analysis = site.analyse(Upload(data, "application/dicom"), Wanted(settings.pacs_model, heatmap=heatmap), served)
+    wanted = Wanted(settings.pacs_model, heatmap=heatmap, site=settings.pacs_site)
+    analysis = site.analyse(Upload(data, "application/dicom"), wanted, served)
     reply = site.conclude(analysis)
     limits = analysis.served.limits_sha256
     at = site.store.decided_at(reply.stored.result["id"], analysis.uid, limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +23,9 @@ Document = TypeVar("Document", bound=BaseModel)
 
 FORMS: dict[str, str] = {
     "result_id": "[0-9a-f]{64}",
+    "image_sha256": "[0-9a-f]{64}",
+    "item_id": "[1-9][0-9]{0,14}",
+    "lease_id": "[0-9a-f]{32}",
     "file": "[a-z0-9-]+[.](?:css|js|svg)",
 }
 """Parameter of a path -> its form, a regular expression; a path in which it has another form is no route."""
@@ -83,6 +86,23 @@ class Call:
         if len(query) < len(items) or not set(query) <= set(names):
             raise Refusal("bad_request", f"The query may hold {', '.join(sorted(names)) or 'nothing'}, each once.")
         return query
+
+    def site(self, named: str | None, sites: Collection[str]) -> str:
+        """Return the place that an image comes from: the one that is named, else the token's, else none (empty).
+
+        Raises
+        ------
+        Refusal
+            ``unknown_site`` for a name that is none of ``sites``, ``forbidden`` for another than the token's.
+        """
+        own = self.caller.site
+        if named is None:
+            return own
+        if named not in sites:
+            raise Refusal("unknown_site")
+        if own and named != own:
+            raise Refusal("forbidden", "The token is that of another site.")
+        return named
 
     @property
     def accept(self) -> str:

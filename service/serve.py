@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes; one with several threads is the fastest on few cores")
     options = parser.parse_args(argv)
     settings = read_settings()
-    check_bind(options.host, Access.read(settings.tokens, proxied=Proxy.read(settings) is not None))
+    access = Access.read(settings.tokens, proxied=Proxy.read(settings) is not None)
+    access.check_sites(settings.sites)
+    check_bind(options.host, access)
     cards = [open_package(folder)[0] for folder in settings.models]
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"

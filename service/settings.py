@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.batch import DEFAULT_MODEL, ZOO
 from models.card import Percentile, Triage
@@ -17,9 +17,13 @@ from models.errors import Refusal
 
 PREFIX = "OVERREAD_"
 _LISTS = (
+    "sites",
     *("proxy_hosts", "proxy_roles"),
     *("pacs_hosts", "pacs_results", "pacs_modalities", "pacs_body_parts", "pacs_stations", "pacs_descriptions"),
+    "dimse_callers",
 )
+AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
+"""1 to 16 printable ASCII characters without backslash and outer spaces (PS3.5, 6.2)."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
@@ -64,6 +68,22 @@ class Settings(BaseModel):
         None, description="Refuse beyond this domain distance, instead of the card's."
     )
 
+    sites: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ...] = Field(
+        (), description="Names of the places that images come from, separated by commas; a request may name no other."
+    )
+    keep_days: Annotated[float, Field(gt=0, le=36_500, allow_inf_nan=False)] = Field(
+        30.0, description="How long the pixels of a worklist item are kept; then an item without its labels expires."
+    )
+    keep_random_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.02, description="Share of the accepted scans that become worklist items too, drawn at random."
+    )
+    keep_max_bytes: Annotated[int, Field(ge=0)] = Field(
+        10 * 1024**3, description="Size of all kept pixels; a scan that does not fit in is answered, and becomes no item."
+    )
+    lease_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = Field(
+        15.0, description="How long a reader has an item to himself without renewing the lease."
+    )
+    readers: Annotated[int, Field(ge=1, le=2)] = Field(1, description="How many readers label each item: 1, or 2.")
     session_hours: Annotated[float, Field(gt=0, le=720, allow_inf_nan=False)] = Field(
         12.0, description="How long a session of the page lasts; then one signs in again."
     )
@@ -106,6 +126,7 @@ class Settings(BaseModel):
         2, description="Age of studies, in days, that are looked for where there is no log to follow."
     )
     pacs_model: str | None = Field(None, description="Name of the model for images of the archive; the default model if not set.")
+    pacs_site: str = Field("", description="Which of the sites the images of the archive come from; none if not set.")
     pacs_results: tuple[Literal["sr", "seg", "sc"], ...] = Field(
         ("sr",), description="What is stored: sr, seg, sc, separated by commas."
     )
@@ -117,6 +138,30 @@ class Settings(BaseModel):
     pacs_descriptions: tuple[str, ...] = Field(
         (), description="Patterns of the study's or series' description that are fetched, such as *chest*; all if not set."
     )
+
+    dimse_host: str = Field("127.0.0.1", description="Address that `overread receive` listens on.")
+    dimse_port: Annotated[int, Field(ge=0, le=65535)] = Field(11112, description="Port that `overread receive` listens on.")
+    dimse_title: AeTitle = Field("OVERREAD", description="AE title of `overread receive`; a caller has to use it.")
+    dimse_callers: tuple[AeTitle, ...] = Field(
+        (), description="AE titles that may send, separated by commas; every one on this machine if not set."
+    )
+    dimse_associations: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="Associations at the same time; each holds one instance of OVERREAD_MAX_BODY_BYTES at most."
+    )
+    dimse_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        30.0, description="Longest silence of a sender; after it the association is aborted."
+    )
+    dimse_certificate_file: Path | None = Field(
+        None, description="Our certificate and key (PEM); with it `overread receive` speaks TLS only."
+    )
+    dimse_ca_file: Path | None = Field(None, description="Certificates (PEM) that a sender's has to come from.")
+
+    @field_validator("pacs_site")
+    @classmethod
+    def _known_site(cls, value: str, info: ValidationInfo) -> str:
+        if value and value not in info.data.get("sites", ()):
+            raise ValueError("it is none of OVERREAD_SITES")
+        return value
 
     def secret(self, name: str) -> str:
         """Return what a file of the settings holds, without its last line break; empty where it is not set.
@@ -146,6 +191,16 @@ class Settings(BaseModel):
     def packages(self) -> Path:
         """Folder of the model packages that were given to this site."""
         return self.state / "packages"
+
+    @property
+    def kept(self) -> Path:
+        """Folder of the kept pixels."""
+        return self.state / "kept"
+
+    @property
+    def pseudonym_key(self) -> Path:
+        """File of the secret that pseudonyms are made with."""
+        return self.state / "pseudonym.key"
 
     @property
     def tokens(self) -> Path:

@@ -242,6 +242,7 @@ class Store:
         judge: Callable[[bool], Judgement],
         site: str = "",
         then: Callable[[sa.Connection, Judgement], None] | None = None,
+        scored_again: bool = False,
     ) -> tuple[bool, Judgement]:
         """Commit a result, the instance it came from, and its verdict, in one transaction; what is there already stays.
 
@@ -259,6 +260,8 @@ class Store:
             Where the image came from: a configured name, or empty.
         then : callable, optional
             Called in the transaction with the stored verdict; what it raises undoes everything.
+        scored_again : bool
+            Whether this is for an item of the worklist rather than for a scan.
 
         Returns
         -------
@@ -274,7 +277,7 @@ class Store:
             judgement = judge(reused)
             key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
             values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
-            values["site"] = site
+            values |= {"site": site, "scored_again": scored_again}
             if connection.execute(_ADD_VERDICT, values).rowcount == 0:
                 same = [verdicts.c[name] == value for name, value in key.items()]
                 stored = connection.execute(sa.select(verdicts.c.verdict, verdicts.c.reasons).where(*same)).one()

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData()
@@ -74,6 +75,7 @@ verdicts = Table(
     Column("reasons", JSON, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, index=True),
     Column("site", String(64), nullable=False, server_default=""),  # a configured name, or empty
+    Column("scored_again", Boolean, nullable=False, server_default=false()),  # for an item of the worklist, not for a scan
     UniqueConstraint("result_id", "sop_instance_uid", "triage_sha256"),
 )
 
@@ -140,7 +142,7 @@ items = Table(
     Column("origin", String(16), nullable=False),  # doubt, random
     Column("site", String(64), nullable=False),  # a configured name, or empty
     Column("patient", String(64), nullable=False),  # a keyed pseudonym
-    Column("state", String(16), nullable=False),  # service.worklist.STATES
+    Column("state", String(16), nullable=False),  # service.items.STATES
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
     UniqueConstraint("image_sha256", "model_name"),

@@ -15,7 +15,7 @@ Box = tuple[int, int, int, int]
 """A part of an image: x, y, width, height, in original pixels."""
 
 FLAGS = ("heatmap", "label_image", "overlay", "picture")
-PARAMETERS = {"model", "region", *FLAGS}
+PARAMETERS = {"model", "region", "site", *FLAGS}
 """Query parameters of ``POST /v1/predict``."""
 _REGION = re.compile(r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})")
 
@@ -34,6 +34,8 @@ class Wanted:
         The part to predict.
     accept : str
         The Accept header.
+    site : str
+        The place that the image comes from: a configured name, or empty.
     """
 
     model: str | None = None
@@ -43,6 +45,7 @@ class Wanted:
     picture: bool = False
     region: Box | None = None
     accept: str = ""
+    site: str = ""
 
     def media_type(self, card: ModelCard | SegmenterCard, regions: bool = False) -> str:
         """Return the media type of the answer.
@@ -75,7 +78,7 @@ def offers(card: ModelCard | SegmenterCard) -> tuple[str, ...]:
     return (JSON, GEOJSON) if isinstance(card, SegmenterCard) else (JSON,)
 
 
-def read_wanted(query: Mapping[str, str], accept: str) -> Wanted:
+def read_wanted(query: Mapping[str, str], accept: str, site: str = "") -> Wanted:
     """Read a query, whose names are among :data:`PARAMETERS`.
 
     Raises
@@ -94,7 +97,7 @@ def read_wanted(query: Mapping[str, str], accept: str) -> Wanted:
         x, y, width, height = (int(number) for number in numbers.groups())
         region = (x, y, width, height)
     flags = {name: query.get(name) == "true" for name in FLAGS}
-    return Wanted(query.get("model"), region=region, accept=accept, **flags)
+    return Wanted(query.get("model"), region=region, accept=accept, site=site, **flags)
 
 
 def region_within(region: Box | None, image: Image) -> Box | None:

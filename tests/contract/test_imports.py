@@ -41,6 +41,7 @@ DOORS = {
     "alembic": {"service/store.py", "service/migrations/env.py"},
     "onnxruntime": {"models/predictor.py"},
     "requests": set(),
+    "pynetdicom": {"service/dimse.py"},
     "httpx": {"service/dicomweb.py"},
     "urllib.request": set(),
     "http.client": set(),
@@ -150,7 +151,7 @@ def test_no_other_distribution_owns_the_names() -> None:
 def undeclared(tree: Path) -> set[str]:
     """Return the distributions that models and service import and pyproject.toml does not ask for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["cpu"], *project["optional-dependencies"]["dimse"]]
     declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in asked}
     owners = metadata.packages_distributions()
     tops = {module.split(".")[0] for file, module in imported(tree) if "networks" not in file} - set(ROOMS)

@@ -20,9 +20,13 @@ from service.routes import match
 from service.schemas import STATUS
 
 ID = "0" * 64
-NO_IMAGE = {("POST", "/v1/dicomweb/studies"), ("POST", "/v1/session")}
+LEASE = "/v1/worklist/lease"
+# What takes something else than an image, and leases that nobody holds
+OTHERWISE = dict.fromkeys((("POST", route) for route in ("/v1/dicomweb/studies", "/v1/session", LEASE)), 415)
+OTHERWISE |= {("POST", LEASE + "/{lease_id}/" + name): status for name, status in (("skip", 415), ("renew", 409), ("return", 409))}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-URLS = {route: route.replace("{result_id}", ID).replace("{file}", "none.js") for _, route in ACCESS}
+PARTS = {"result_id": ID, "image_sha256": ID, "item_id": "7", "lease_id": ID[:32], "file": "none.js"}
+URLS = {route: route.format(**PARTS) for _, route in ACCESS}
 
 
 def schema_of(response: Any, method: str, route: str) -> dict[str, Any]:
@@ -77,8 +81,7 @@ def test_every_method_of_every_route(client: Any, draw: Any, method: str, route:
     same = HEADERS if response.status_code != 200 or route != "/ui" else HEADERS | PAGE_HEADERS
     assert {name: response.headers[name] for name in same} == same
     if (asked, route) in ACCESS:
-        # The image is no study, and no token
-        assert response.status_code == (404 if "{" in route else 415 if (asked, route) in NO_IMAGE else 200)
+        assert response.status_code == OTHERWISE.get((asked, route), 404 if "{" in route else 200)
         if method != "HEAD":
             check(response, method, route)
     else:
