@@ -115,7 +115,14 @@ def _table(item: Dataset, syntax: Syntax, limits: Limits) -> Dataset:
     return table
 
 
-def _number(header: Dataset, keyword: str, default: int | None = None) -> int:
+def number_in(header: Dataset, keyword: str, default: int | None = None) -> int:
+    """Return an integer attribute, or the default where it is absent or empty.
+
+    Raises
+    ------
+    Refusal
+        ``inconsistent_image`` if it is not there or not one number.
+    """
     value = header.get(keyword)
     if value is None or value == "":
         value = default
@@ -141,10 +148,10 @@ def pixel_header(header: Dataset, coding: str, limits: Limits) -> PixelHeader:
         ``inconsistent_image``, ``unsupported_transfer_syntax``, ``multi_frame`` or ``image_too_large``.
     """
     photometric = str(header.get("PhotometricInterpretation", "")).strip()
-    rows, columns = _number(header, "Rows"), _number(header, "Columns")
-    samples, frames = _number(header, "SamplesPerPixel"), _number(header, "NumberOfFrames", 1)
-    allocated, stored = _number(header, "BitsAllocated"), _number(header, "BitsStored")
-    high, signed = _number(header, "HighBit"), _number(header, "PixelRepresentation")
+    rows, columns = number_in(header, "Rows"), number_in(header, "Columns")
+    samples, frames = number_in(header, "SamplesPerPixel"), number_in(header, "NumberOfFrames", 1)
+    allocated, stored = number_in(header, "BitsAllocated"), number_in(header, "BitsStored")
+    high, signed = number_in(header, "HighBit"), number_in(header, "PixelRepresentation")
     if photometric not in SAMPLES or coding not in CODINGS.get(photometric, (coding,)):
         raise Refusal("unsupported_transfer_syntax", "The photometric interpretation is not read here.")
     if samples != SAMPLES[photometric]:
@@ -166,7 +173,7 @@ def pixel_header(header: Dataset, coding: str, limits: Limits) -> PixelHeader:
     if photometric == "YBR_FULL_422" and coding != "jpeg" and columns % 2:
         raise Refusal("inconsistent_image", "YBR_FULL_422 needs an even number of columns.")
     needs_planar = samples == 3 and coding in ("native", "deflated")
-    planar = _number(header, "PlanarConfiguration", None if needs_planar else 0)
+    planar = number_in(header, "PlanarConfiguration", None if needs_planar else 0)
     if planar not in (0, 1) or (planar and photometric == "YBR_FULL_422"):
         raise Refusal("inconsistent_image", "PlanarConfiguration is neither 0 nor 1, or does not fit.")
     if header.get("PixelPresentation") in ("MIXED", "COLOR"):

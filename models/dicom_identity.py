@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -20,13 +21,16 @@ JUDGED = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape", "PixelPresentation"),
     *_PALETTE,
+    *("TotalPixelMatrixColumns", "TotalPixelMatrixRows"),
     *("PixelSpacing", "ImagerPixelSpacing", "Modality", "BodyPartExamined", "ViewPosition"),
     "QualityControlSubject",
 )
 """Attributes in the digest, beside the transfer syntax, the pixel data and the age in years."""
 
 
-def digest(header: Dataset, transfer_syntax: str, age: float | None, stored: bytes | memoryview) -> str:
+def digest(
+    header: Dataset, transfer_syntax: str, age: float | None, stored: Iterable[bytes | memoryview], layout: str = ""
+) -> str:
     """Return the SHA-256 of an image.
 
     Parameters
@@ -36,8 +40,10 @@ def digest(header: Dataset, transfer_syntax: str, age: float | None, stored: byt
     transfer_syntax : str
         UID.
     age : float or None, years
-    stored : bytes or memoryview
-        Pixel data without padding; of compressed data the joined fragments.
+    stored : iterable of bytes or memoryview
+        Pixel data without padding, piece by piece; of compressed data the fragments. How it is cut does not count.
+    layout : str
+        Of a slide: where its frames lie.
 
     Notes
     -----
@@ -48,8 +54,11 @@ def digest(header: Dataset, transfer_syntax: str, age: float | None, stored: byt
     lines = sorted(line for line in lines if not line.endswith("="))
     lines.append(f"TransferSyntaxUID={transfer_syntax}")
     lines.append(f"age={'' if age is None else round(age, 2)}")
+    if layout:
+        lines.append(f"layout={layout}")
     engine = hashlib.sha256(("\n".join(lines) + "\n\n").encode())
-    engine.update(stored)
+    for piece in stored:
+        engine.update(piece)
     return engine.hexdigest()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from pydicom.pixels.processing import convert_color_space
 
 from models.codestreams import Codestream, parse_jpeg, parse_jpeg2000, split_rle
 from models.dicom_syntaxes import Syntax
@@ -103,6 +104,13 @@ def decode_pixels(
         return (pixels << spare) >> spare, extent  # arithmetic for signed values: their sign comes from the highest stored bit
     _check_range(pixels, header)
     return pixels, extent
+
+
+def to_rgb(pixels: NDArray[Any], syntax: Syntax, header: PixelHeader) -> NDArray[Any]:
+    """Turn what :func:`decode_pixels` has left as YBR_FULL into RGB; grey and RGB stay as they are."""
+    if header.photometric.startswith("YBR_FULL") and syntax.coding != "jpeg":
+        return np.asarray(convert_color_space(pixels, "YBR_FULL", "RGB"))
+    return pixels
 
 
 def _native(data: bytes | memoryview, syntax: Syntax, header: PixelHeader) -> NDArray[Any]:

@@ -17,6 +17,10 @@ COLOUR_FRACTION = 1e-3
 """An image is coloured if more than this share of its pixels is: a small coloured mark leaves an X-ray grey."""
 
 
+Box = tuple[int, int, int, int]
+"""A part of an image: x, y, width, height, in original pixels."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is decoded at most; checked against headers, before any pixel is decoded.
@@ -119,10 +123,13 @@ class Image:
         it is rendered or judged (``models.dicom.JUDGED``).
     header : Dataset or None
         The DICOM file's standard top-level elements, without pixel data, sequences, private elements, overlays and whatever
-        could not be read. None for pictures.
+        could not be read; a slide's PixelSpacing stands among them. None for pictures.
     extent : (float, float, float, float) or None
         Where the source's left, top, right and bottom edges lie in ``pixels`` (corner origin) after decoding at a reduced
         resolution; None where they are the edges of ``pixels``.
+    region : (int, int, int, int) or None
+        Of a whole slide: the part of it that ``pixels`` hold, in pixels of its total pixel matrix, which is what ``rows`` and
+        ``columns`` are the size of. None for every other image.
     """
 
     pixels: NDArray[Any]
@@ -134,6 +141,7 @@ class Image:
     sha256: str
     header: Dataset | None
     extent: tuple[float, float, float, float] | None = None
+    region: Box | None = None
 
     def rendered(self) -> NDArray[np.float32]:
         """Return the display values, float32, (H, W) or (H, W, 3): all LUTs, the palette and the inversion applied."""

@@ -18,7 +18,7 @@ from models.codestreams import MAX_SCANS
 from models.dicom import read_dicom
 from models.dicom_pixels import reduce_jpeg
 from models.errors import Refusal
-from models.image import Image, Limits, Rendering, has_colour
+from models.image import Box, Image, Limits, Rendering, has_colour
 from models.quiet import silence_readers
 
 __all__ = ["MEDIA_TYPES", "Image", "Limits", "read_image", "sniff"]
@@ -49,7 +49,9 @@ def sniff(data: bytes) -> str:
     raise Refusal("not_decodable", "The bytes are neither a DICOM file (with its preamble) nor a PNG nor a JPEG.")
 
 
-def read_image(data: bytes, *, target: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS) -> Image:
+def read_image(
+    data: bytes, *, target: tuple[int, int] | None = None, region: Box | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Image:
     """Decode an image.
 
     Parameters
@@ -59,6 +61,8 @@ def read_image(data: bytes, *, target: tuple[int, int] | None = None, limits: Li
     target : (int, int) or None
         Height and width that are needed. JPEG and JPEG 2000 may then be decoded at a reduced resolution, at least twice the
         target in both directions (where the source is); None decodes everything.
+    region : (int, int, int, int) or None
+        x, y, width, height of the part of a whole slide to decode, at full resolution; of other images everything is.
     limits : Limits
         What is decoded at most.
 
@@ -74,7 +78,7 @@ def read_image(data: bytes, *, target: tuple[int, int] | None = None, limits: Li
     media_type = sniff(data)
     with refusing():
         if media_type == "application/dicom":
-            return read_dicom(data, target, limits)
+            return read_dicom(data, target, limits, region)
         return _read_picture(data, media_type, target, limits)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models import uncertainty
 from models.card import SEGMENTER_OUTPUTS, Calibration, SegmenterCard, read_package
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image
 from models.objects import Segmentation, TileDoubt
 from models.predictor import Graph
 from models.preprocess import in_channels, intensity_range, standardise
@@ -22,8 +22,6 @@ from models.tiles import Tiling
 
 BATCH = 8
 """Tiles in one call of the graph."""
-
-Box = tuple[int, int, int, int]
 
 
 class SegmenterPredictor:
@@ -148,12 +146,13 @@ def display_values(image: Image, region: Box) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If the image was decoded at a reduced resolution.
+        If the image was decoded at a reduced resolution, or is another part of a slide.
     """
-    if image.pixels.shape[:2] != (image.rows, image.columns):
-        raise ValueError("the image was decoded at a reduced resolution")
+    left, top, columns, rows = image.region or (0, 0, image.columns, image.rows)
+    x, y, width, height = region[0] - left, region[1] - top, *region[2:]
+    if image.pixels.shape[:2] != (rows, columns) or min(x, y) < 0 or x + width > columns or y + height > rows:
+        raise ValueError("the image was not decoded there, or at a reduced resolution")
     silence_readers()
-    x, y, width, height = region
     stored = image.pixels[y : y + height, x : x + width]
     how = image.rendering
     # Without a table and a chain, stored values are display values, and stay in the smaller type

@@ -10,6 +10,7 @@ from models import __version__
 from service.access import ACCESS
 from service.loop_schemas import Candidates
 from service.negotiation import GEOJSON
+from service.openapi_labels import LABEL_DOCUMENTS, label_operations
 from service.openapi_page import page_operations
 from service.openapi_parts import ALWAYS, Json, answer, problems, text
 from service.openapi_worklist import WORKLIST_DOCUMENTS, worklist_operations
@@ -40,6 +41,8 @@ _IMAGE_CODES = (
     "image_too_large",
     "own_output",
     "multi_frame",
+    "region_required",
+    "not_tissue",
     "modality_not_accepted",
     "body_part_not_accepted",
     "view_not_accepted",
@@ -164,11 +167,22 @@ def document() -> Json:
     """Return the OpenAPI 3.1 document; every route of :data:`service.access.ACCESS` is in it."""
     pairs = [
         (model, "serialization")
-        for model in (Answer, SegmentationAnswer, Models, Candidates, Problem, Status, SessionAnswer, Login, *WORKLIST_DOCUMENTS)
+        for model in (
+            Answer,
+            SegmentationAnswer,
+            Models,
+            Candidates,
+            Problem,
+            Status,
+            SessionAnswer,
+            Login,
+            *WORKLIST_DOCUMENTS,
+            *LABEL_DOCUMENTS,
+        )
     ]
     _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     paths: Json = {}
-    for (method, route), operation in (_operations() | page_operations() | worklist_operations()).items():
+    for (method, route), operation in (_operations() | page_operations() | worklist_operations() | label_operations()).items():
         roles = ACCESS[method, route]
         if "public" in roles:
             operation["security"] = []

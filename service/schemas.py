@@ -40,6 +40,8 @@ STATUS: dict[str, int] = {
     "image_too_large": 413,
     "own_output": 422,
     "multi_frame": 422,
+    "region_required": 422,
+    "not_tissue": 422,
     "modality_not_accepted": 422,
     "body_part_not_accepted": 422,
     "view_not_accepted": 422,

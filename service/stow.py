@@ -40,6 +40,8 @@ FAILURES: dict[str, int] = {
     "unsupported_transfer_syntax": 0xC122,
     "no_pixel_data": 0x0122,
     "multi_frame": 0x0122,
+    "region_required": 0x0122,
+    "not_tissue": 0x0122,
 }
 """Error code -> Failure Reason (0008,1197), PS3.18 table I.2-2 and PS3.4 annex B; 0110, a processing failure, for others."""
 BUSY = frozenset({"overloaded", "deadline_exceeded", "storage_full", "storage_unavailable"})
