@@ -1,0 +1,44 @@
+"""Scans for the tests of the worklist: drawn DICOM files of chosen patients, sent to a site in this process."""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from io import BytesIO
+from typing import Any
+
+from service.analysis import Site
+from service.wall import Upload
+from service.wanted import Wanted
+from tests.e2e.conftest import dicom
+
+ALL = {"review_loss_percentile": 0.0}
+"""Settings under which every scan is for review."""
+NONE = {"review_loss_percentile": 100.0, "review_domain_percentile": 100.0, "keep_random_share": 0.0}
+"""Settings under which no scan becomes an item."""
+
+
+def scan(seed: int, patient: str | None = None, **attributes: Any) -> bytes:
+    """Draw a DICOM file unlike any other seed's; each seed is a patient, where none is named."""
+    identity = {"PatientID": f"P{seed}" if patient is None else patient}
+    stream = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dicom(seed, **(identity | attributes)).save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def take(site: Site, body: bytes, media_type: str = "application/dicom", **wanted: Any) -> Any:
+    """Analyse and commit one scan, as the routes do; return the reply."""
+    return site.conclude(site.analyse(Upload(body, media_type), Wanted(**wanted)))
+
+
+def ask(site: Site, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Ask a site's database."""
+    connection = sqlite3.connect(site.settings.database, timeout=30)
+    try:
+        found = connection.execute(sql, values).fetchall()
+        connection.commit()
+        return found
+    finally:
+        connection.close()
