@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.card import Finite
+from models.card import Finite, ModelCard, SegmenterCard
 from models.errors import Refusal
 
 REPORT = "comparison.json"
@@ -129,6 +129,24 @@ def why_worse(differences: tuple[Difference, ...], loss: str, decisive: tuple[st
             interval = f"{each.difference:+.4f} ({each.low:+.4f} to {each.high:+.4f})"
             found.append(f"{each.metric} {where} changes by {interval}.")
     return tuple(found)
+
+
+def check_kind(new: ModelCard | SegmenterCard, old: ModelCard | SegmenterCard) -> None:
+    """Refuse a package that says other things than the one it is to take the place of.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` for another task, other classes or findings, or other objects: that is another model, and labels and
+        items of the one mean nothing to the other.
+    """
+    if isinstance(new, ModelCard) and isinstance(old, ModelCard):
+        findings = [tuple(item.label for item in card.output.findings) for card in (new, old)]
+        same = new.output.classes == old.output.classes and findings[0] == findings[1]
+    else:
+        same = isinstance(new, SegmenterCard) and isinstance(old, SegmenterCard) and new.output.label == old.output.label
+    if not same:
+        raise Refusal("config_invalid", "The package has another task or other classes: give it a name of its own.")
 
 
 def read_comparison(package: Path) -> Comparison | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from models.batch import AnyPredictor, load_model
 from models.card import ModelCard, SegmenterCard, read_package
-from models.comparison import Comparison, read_comparison
+from models.comparison import Comparison, check_kind, read_comparison
 from models.errors import Refusal
 from service.packages import alone, keep
 from service.promotions import (
@@ -82,24 +82,6 @@ def named(name: str, settings: Settings) -> Named:
         if card.name == name:
             return Named(folder, card, sha256)
     raise Refusal("unknown_model", f"OVERREAD_MODELS names no package of {name}: the service would not answer with it.")
-
-
-def check_kind(new: ModelCard | SegmenterCard, old: ModelCard | SegmenterCard) -> None:
-    """Refuse a package that says other things than the one it is to take the place of.
-
-    Raises
-    ------
-    Refusal
-        ``config_invalid`` for another task, other classes or findings, or other objects: that is another model, and labels and
-        items of the one mean nothing to the other.
-    """
-    if isinstance(new, ModelCard) and isinstance(old, ModelCard):
-        findings = [tuple(item.label for item in card.output.findings) for card in (new, old)]
-        same = new.output.classes == old.output.classes and findings[0] == findings[1]
-    else:
-        same = isinstance(new, SegmenterCard) and isinstance(old, SegmenterCard) and new.output.label == old.output.label
-    if not same:
-        raise Refusal("config_invalid", "The package has another task or other classes: give it a name of its own.")
 
 
 def try_out(predictor: AnyPredictor) -> None:

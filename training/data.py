@@ -6,7 +6,7 @@ import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class Row:
     """One image of a manifest.
 
     ``number`` is its row, counted from 1 after the header; ``label`` an index into the classes; ``view`` is empty where
-    the manifest does not know it.
+    the manifest does not know it; ``original`` is the digest of the file, or of what an image of a label package was made from.
     """
 
     number: int
@@ -39,6 +39,7 @@ class Row:
     domain: str
     patient: str
     view: str
+    original: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def read_manifest(
             raise _invalid(number, f"this image occurs {twice}.")
         patient_of[original] = row.patient
         digest.update("\t".join((content, record["label"], row.domain, row.patient, row.view)).encode() + b"\n")
-        rows.append(row)
+        rows.append(replace(row, original=original))
     for domain in domains:
         if domain not in domain_of.values():
             raise Refusal("data_invalid", f"There is no row of the domain {domain}.")

@@ -21,6 +21,7 @@ from training.config import SEGMENTER, RunConfig, read_json, read_run, sha256, v
 from training.data import ImageSet, Row, load_images, read_manifest, split_of
 from training.export import read_graph
 from training.metrics import METRICS, Columns, bootstrap
+from training.seen import seen_document
 from training.sources import Sources, add_sources, read_sources
 
 REPORT = "evaluation.json"
@@ -301,6 +302,8 @@ def main(argv: list[str]) -> int:
     images = _load(sources, run.config, run.data_sha256)
     figures = held_out_patients(predictor, images, run.config) + held_out_domains(options.target, images)
     show(figures)
-    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256((options.target / CALIBRATION).read_bytes())}
+    calibration = (options.target / CALIBRATION).read_bytes()
+    used = [(row.original, row.patient) for row in images.rows if split_of(row.patient, run.config) != "test"]
+    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256(calibration), "seen": seen_document(used)}
     write_json(options.target / REPORT, report | {"figures": [figure.model_dump(mode="json") for figure in figures]})
     return 0

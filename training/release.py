@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.card import Figure, IntendedUse, ModelCard, SegmenterCard, Source, card_bytes, read_package
+from models.comparison import REPORT as COMPARISON
+from models.comparison import SEEN, Comparison
 from models.errors import Refusal
 from training.calibrate import REPORT as CALIBRATION
-from training.config import SEGMENTER, Run, RunConfig, read_json, read_run, sha256, verb_of
+from training.compare import MARGIN, Side, compare, predictor_of, show
+from training.config import SEGMENTER, Run, RunConfig, read_json, read_run, sha256, verb_of, write_json
 from training.evaluate import REPORT as EVALUATION
 from training.export import read_graph
+from training.seen import Seen, package_bytes, read_document
 from training.segmenter_config import SegmenterRun, read_segmenter_run
 
 
@@ -135,8 +140,26 @@ def make_card(folder: Path, name: str, version: str, about: About) -> tuple[Mode
         raise Refusal("config_invalid", f"The card's field {where}: {first['msg']}.") from error
 
 
-def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path) -> bool:
+def settled(card: ModelCard | SegmenterCard, package: Path) -> ModelCard | SegmenterCard:
+    """Return the card that is there already where it differs in its date alone, so that a release keeps its identity."""
+    if package.exists():
+        there = read_package(package)[0]
+        if card_bytes(there.model_copy(update={"created": card.created})) == card_bytes(card):
+            return there
+    return card
+
+
+def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path, beside: dict[str, bytes]) -> bool:
     """Write a model package, unless there is one.
+
+    Parameters
+    ----------
+    card : ModelCard or SegmenterCard
+        As :func:`settled` gives it.
+    graph : bytes
+    package : Path
+    beside : dict of str to bytes
+        Files that lie in the package and are no part of its identity; they are written in any case.
 
     Returns
     -------
@@ -151,8 +174,11 @@ def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path) -> boo
     """
     if package.exists():
         there = read_package(package)[0]
-        same = there.model_copy(update={"created": card.created})
-        if card_bytes(same) == card_bytes(card):
+        if card_bytes(there) == card_bytes(card):
+            for name, content in beside.items():
+                part = package / f".{name}.part"
+                part.write_bytes(content)
+                part.replace(package / name)
             return False
         if _order(card.version) <= _order(there.version):
             raise Refusal("output_exists", f"Version {there.version} is there and is another release: give a higher --version.")
@@ -162,11 +188,35 @@ def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path) -> boo
     part.mkdir()
     (part / "model.onnx").write_bytes(graph)
     (part / "card.json").write_bytes(card_bytes(card))
+    for name, content in beside.items():
+        (part / name).write_bytes(content)
     read_package(part)  # what is put in place has been read back
     if package.exists():
         shutil.rmtree(package)
     part.rename(package)
     return True
+
+
+def _compared(card: ModelCard | SegmenterCard, graph: bytes, seen: Seen | None, options: argparse.Namespace) -> Comparison:
+    """Compare, and keep the comparison with the run, whatever it says.
+
+    Raises
+    ------
+    Refusal
+        ``candidate_worse`` if it is worse and no reason was given; as :func:`training.compare.compare` says.
+    """
+    reason = options.accept_worse
+    if options.margin < 0 or not math.isfinite(options.margin):
+        raise Refusal("config_invalid", "--margin must be 0 or more.")
+    if reason is not None and (not reason.strip() or len(reason) > 512):
+        raise Refusal("config_invalid", "--accept-worse needs a reason of at most 512 characters.")
+    candidate = Side(predictor_of(card, graph, sha256(card_bytes(card))), seen)
+    comparison = compare(options.current, candidate, options.compare, options.margin, reason)
+    write_json(options.run / COMPARISON, comparison.model_dump(mode="json"))
+    show(comparison)
+    if comparison.worse and reason is None:
+        raise Refusal("candidate_worse", f"{' '.join(comparison.worse)} --accept-worse releases it all the same.")
+    return comparison
 
 
 def _order(version: str) -> tuple[int, ...]:
@@ -188,9 +238,22 @@ def main(argv: list[str]) -> int:
         "--about", type=Path, required=True, help="JSON file: intended use, and the sources' licences and credits"
     )
     parser.add_argument("--out", type=Path, required=True, help="the package becomes a folder in this one")
+    gate = parser.add_argument_group("comparison with the package in use; a worse one is not released")
+    gate.add_argument("--current", type=Path, metavar="PACKAGE", help="folder of the package in use")
+    gate.add_argument("--compare", type=Path, metavar="FOLDER", help="manifest.csv and images that neither was made from")
+    gate.add_argument("--margin", type=float, default=MARGIN, help="most that the loss may grow, by its interval's upper end")
+    gate.add_argument("--accept-worse", metavar="REASON", help="release it even if it is worse; the reason is kept")
     options = parser.parse_args(argv)
+    if (options.current is None) != (options.compare is None) or (options.accept_worse is not None and not options.current):
+        parser.error("--current and --compare go together, and --accept-worse goes with them")
     card, graph = make_card(options.run, options.name, options.version, read_about(options.about))
     package = options.out / options.name
-    written = release(card, graph, package)
+    card = settled(card, package)
+    seen = read_document(read_json(options.run / EVALUATION, "The run has no evaluation.json.").get("seen"))
+    beside = {} if seen is None else {SEEN: package_bytes(seen, card.model_sha256)}
+    if options.current is not None:
+        comparison = _compared(card, graph, seen, options)
+        beside[COMPARISON] = (comparison.model_dump_json(indent=1) + "\n").encode()
+    written = release(card, graph, package, beside)
     print(f"{package}: version {card.version} " + ("written" if written else "is there already; nothing to do"))
     return 0

@@ -54,6 +54,8 @@ class Tissue:
         Full masks; None where only points are known, or where touching objects have one label.
     foreground : ndarray of bool, shape (rows, columns), or None
         Where any object is, by the masks; None where only points are known.
+    original : str
+        Digest of the image, or of what an image of a label package was made from.
     """
 
     number: int
@@ -64,6 +66,7 @@ class Tissue:
     annotation: Annotation
     objects: Objects | None
     foreground: NDArray[np.bool_] | None
+    original: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def read_tissues(source: Path | Sources, config: SegmenterConfig) -> Tissues:
             raise _invalid(number, "this image occurs twice.")
         seen.add(original)
         digest.update("\t".join((content, tissue.domain, tissue.group)).encode() + b"\n")
-        images.append(tissue)
+        images.append(replace(tissue, original=original))
     return Tissues(tuple(_grouped(images)), digest.hexdigest())
 
 

@@ -20,9 +20,10 @@ from training.config import sha256, write_json
 from training.evaluate import REPORT, compare, draft_parts, figures_of, show
 from training.instance_metrics import aji, dice, foreground_iou, object_f1, panoptic_quality
 from training.metrics import NOT_DEFINED, Columns
+from training.seen import seen_document
 from training.segmenter_calibrate import point_f1, tile_losses
 from training.segmenter_config import SegmenterConfig, read_segmenter_run
-from training.segmenter_data import Tissue, read_tissues
+from training.segmenter_data import Tissue, read_tissues, split_of
 from training.segmenter_export import load_run_tissues
 from training.sources import Sources
 
@@ -130,8 +131,11 @@ def evaluate_segmenter(target: Path, data: Path | Sources) -> int:
         return check_package(target, data)
     predictor = draft(target)
     config = read_segmenter_run(target).config
-    figures = measure(predictor, load_run_tissues(target, data).where("test", config))
+    images = load_run_tissues(target, data)
+    figures = measure(predictor, images.where("test", config))
     show(figures)
-    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256((target / CALIBRATION).read_bytes())}
+    calibration = (target / CALIBRATION).read_bytes()
+    used = [(each.original, each.group) for each in images.images if split_of(each, config) != "test"]
+    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256(calibration), "seen": seen_document(used)}
     write_json(target / REPORT, report | {"figures": [figure.model_dump(mode="json") for figure in figures]})
     return 0

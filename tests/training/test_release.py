@@ -28,7 +28,7 @@ def test_package_is_written_once_from_the_reports(
     out = tmp_path / "zoo"
     assert release.main(words(copy, about, out)) == 0
     package = out / "drawn"
-    assert sorted(file.name for file in package.iterdir()) == ["card.json", "model.onnx"]
+    assert sorted(file.name for file in package.iterdir()) == ["card.json", "model.onnx", "seen.json"]
     card, graph, _ = read_package(package)
     assert graph == (copy / "model.onnx").read_bytes()
     reports = [json.loads((copy / name).read_text()) for name in ("calibration.json", "evaluation.json")]

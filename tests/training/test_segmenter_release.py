@@ -10,6 +10,7 @@ import torch
 
 from models.annotation import Annotation
 from models.card import SEGMENTER_OUTPUTS, ObjectSpec, SegmenterCard, card_bytes, read_package
+from models.comparison import read_comparison
 from models.errors import Refusal
 from models.imaging import read_image
 from models.networks.domain_distance import DomainDistance
@@ -172,6 +173,26 @@ def test_released_package_is_a_segmenter_and_its_figures_hold(
     )
     (package / "card.json").write_bytes(card_bytes(changed))
     assert evaluate.main([str(package), "--data", str(finished[1])]) == 1  # control
+
+
+def test_a_segmenter_is_compared_by_its_masks(finished: tuple[Path, Path], about: Path, tmp_path: Path) -> None:
+    package = released(finished, about, tmp_path / "in-use")
+    words = [str(finished[0]), "--name", "drawn", "--version", "1.1.0", "--about", str(about), "--out", str(tmp_path / "new")]
+    gate = ["--current", str(package), "--compare", str(finished[1])]
+    with pytest.raises(Refusal, match="too few to tell") as caught:  # the test split holds few images
+        release.main([*words, *gate])
+    assert caught.value.code == "candidate_worse"
+    assert release.main([*words, *gate, "--accept-worse", "the same weights"]) == 0
+    comparison = read_comparison(tmp_path / "new" / "drawn")
+    assert comparison is not None
+    assert comparison.left_out > 0
+    assert comparison.decisive == ("true_loss", "foreground_iou")
+    east = {each.metric: each for each in comparison.differences if each.site == "east"}
+    card = read_package(package)[0]
+    figures = {figure.metric: figure.value for figure in card.evaluation}
+    for metric in ("true_loss", "foreground_iou", "dice"):
+        assert east[metric].difference == 0
+        assert east[metric].current == pytest.approx(figures[metric])
 
 
 def test_gaps_and_mixtures_are_refused(finished: tuple[Path, Path], about: Path, tmp_path: Path) -> None:
