@@ -6,7 +6,7 @@ PORT ?= 3000
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs pacs clean
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pacs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -18,7 +18,7 @@ help:  ## Show this list
 
 .venv-dev/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,build,train,dev]'
+	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,dimse,build,train,dev]'
 	touch $@
 
 serve: .venv/.done  ## Serve the shipped models on 127.0.0.1:3000 (HOST, PORT)
@@ -41,6 +41,9 @@ unit: .venv/.done .venv-dev/.done  ## The tests alone
 
 test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
 	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py
+
+test-page: .venv-dev/.done  ## The tests of the page alone, in a real browser (Debian's chromium)
+	.venv-dev/bin/pytest -q tests/page
 
 pacs: .venv/.done  ## Orthanc, the service and the watch together on loopback, with an example sent
 	PATH="$(CURDIR)/.venv/bin:$$PATH" deploy/pacs.sh
