@@ -2,50 +2,46 @@
 
 import { s } from "./dom.js";
 
-/** Linear interpolation over knots (x, y); constant beyond the ends. */
-export function through(knots, x) {
-  if (x <= knots[0][0]) return knots[0][1];
-  for (let i = 1; i < knots.length; i++) {
-    const [[x0, y0], [x1, y1]] = [knots[i - 1], knots[i]];
-    if (x <= x1) return y0 + ((x - x0) / (x1 - x0)) * (y1 - y0);
-  }
-  return knots[knots.length - 1][1];
-}
-
 /**
- * How a number lies in the calibration set: bars of equal width over the values from the lowest to the highest.
+ * How an image lies in the calibration set: bars of equal width over the set's scores, and a marker at the image's rank.
  *
- * `quantiles` are the set’s 101 quantiles (0%, 1%, ... 100%), `value` this image’s number, `percentile` its rank, and `limit` the
- * percentile from which on an image is for review. The marker stands at the rank, so that it lies right among values that are equal.
+ * `quantiles` are the set's 101 quantiles (0%, 1%, ... 100%) of a score that grows with the expected error, `percentile` the image's
+ * rank, `limit` the percentile from which on an image is for review. The outermost hundredths are drawn in the outermost bars.
  */
-export function distribution({ quantiles, value, percentile, limit, label, unit }) {
-  const [W, H, B, bins] = [320, 76, 16, 32];
-  const [least, most] = [quantiles[0], quantiles[100]];
+export function distribution({ quantiles, percentile, limit, label }) {
+  const [W, H, B, bins] = [320, 84, 18, 40];
+  const at = (rank) => {
+    const below = Math.floor(Math.min(100, rank));
+    return quantiles[below] + (rank - below) * (quantiles[Math.min(100, below + 1)] - quantiles[below]);
+  };
+  const [least, most] = [quantiles[1], quantiles[99]];
   const span = most - least || 1;
+  const place = (score) => Math.min(1, Math.max(0, (score - least) / span));
   const counts = new Array(bins).fill(0);
-  for (let i = 0; i < 1000; i++) { // the set, as its quantiles tell it
-    const at = (i + 0.5) / 10;
-    const q = quantiles[Math.floor(at)] + (at % 1) * (quantiles[Math.ceil(at)] - quantiles[Math.floor(at)]);
-    counts[Math.min(bins - 1, Math.floor(((q - least) / span) * bins))]++;
-  }
+  for (let i = 0; i < 2000; i++) counts[Math.min(bins - 1, Math.floor(place(at((i + 0.5) / 20)) * bins))]++;
   const highest = Math.max(...counts);
-  const x = (v) => ((Math.min(most, Math.max(least, v)) - least) / span) * W;
-  const limitAt = limit === undefined ? null : x(quantiles[Math.round(Math.min(100, limit))]);
-  const bars = counts.map((count, bin) => {
-    const tall = count && Math.max(1.5, (count / highest) * (H - B - 10));
-    const over = limitAt !== null && ((bin + 0.5) / bins) * W >= limitAt;
-    return s("rect", { x: (bin * W) / bins + 0.5, width: W / bins - 1, y: H - B - tall, height: tall, class: over ? "bin over" : "bin" });
-  });
-  const here = x(value);
+  const limitAt = place(at(limit)) * W;
+  const here = place(at(percentile)) * W;
   return s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img",
     "aria-label": `${label}: ${Math.round(percentile)} of 100 images of the calibration set have a lower one.` },
-    bars,
+    counts.map((count, bin) => {
+      const tall = (count / highest) * (H - B - 12);
+      const over = ((bin + 0.5) / bins) * W >= limitAt;
+      return s("rect", { x: (bin * W) / bins + 0.5, width: W / bins - 1, y: H - B - tall, height: tall, class: over ? "bin over" : "bin" });
+    }),
     s("line", { x1: 0, x2: W, y1: H - B, y2: H - B, class: "axis" }),
-    limitAt !== null && s("line", { x1: limitAt, x2: limitAt, y1: 8, y2: H - B, class: "limit" }),
+    s("line", { x1: limitAt, x2: limitAt, y1: 8, y2: H - B, class: "limit" }),
     s("line", { x1: here, x2: here, y1: 4, y2: H - B, class: "here" }),
     s("path", { d: `M${here - 5} 0h10l-5 8z`, class: "here-head" }),
-    s("text", { x: 0, y: H - 3, class: "tick" }, `${unit(least)}`),
-    s("text", { x: W, y: H - 3, class: "tick end" }, `${unit(most)}`));
+    s("text", { x: 0, y: H - 4, class: "tick" }, "less error"),
+    s("text", { x: W, y: H - 4, class: "tick end" }, "more error"));
+}
+
+/** Round steps from 0 up to a number: 4 to 8 of them. */
+function steps(top) {
+  const power = 10 ** Math.floor(Math.log10(top / 4));
+  const step = [1, 2, 5, 10].map((n) => n * power).find((size) => top / size <= 7);
+  return Array.from({ length: Math.floor(top / step) + 1 }, (_, i) => i * step);
 }
 
 /** Lines over days: `series` is [{name, points: [[date text, value]]}]; the same order gives the same colours as in `legend`. */
@@ -57,7 +53,7 @@ export function lines({ series, label, unit }) {
   const top = Math.max(...points.map(([, value]) => value), 1e-9) * 1.1;
   const x = (at) => L + (last === first ? 0.5 : (Date.parse(at) - first) / (last - first)) * (W - L - R);
   const y = (value) => H - B - (value / top) * (H - T - B);
-  const ticks = [0, 0.25, 0.5, 0.75].map((share) => share * top);
+  const ticks = steps(top);
   return s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart tall", role: "img", "aria-label": label },
     ticks.map((value) => [
       s("line", { x1: L, x2: W - R, y1: y(value), y2: y(value), class: "grid" }),

@@ -2,15 +2,15 @@
 
 const { ol } = window;
 
-/** Tool -> [name, key, OpenLayers' kind of geometry, class in the GeoJSON]. */
+/** Tool -> [name, key, OpenLayers' kind of geometry, class in the GeoJSON, what it does]. */
 export const TOOLS = {
-  move: ["Move", "v", null, null],
-  point: ["Point", "p", "Point", null],
-  outline: ["Outline", "o", "Polygon", null],
-  nucleus: ["Stroke on it", "n", "LineString", "Foreground"],
-  background: ["Stroke on background", "b", "LineString", "Background"],
-  region: ["Marked part", "r", "Circle", "Region"],
-  erase: ["Erase", "e", null, null],
+  move: ["Move", "v", null, null, "Move the image"],
+  point: ["Point", "p", "Point", null, "One click a nucleus"],
+  outline: ["Outline", "o", "Polygon", null, "Outline a nucleus: click its corners, twice the last one"],
+  nucleus: ["Stroke", "n", "LineString", "Foreground", "Draw within one nucleus"],
+  background: ["Background", "b", "LineString", "Background", "Draw where there is none"],
+  region: ["Part", "r", "Circle", "Region", "The part in which you mark every nucleus: two corners"],
+  erase: ["Erase", "e", null, null, "Click a mark to take it away"],
 };
 const COLOURS = { point: "#ffd84d", outline: "#ffd84d", nucleus: "#ffd84d", background: "#ff7ad9", region: "#ffffff" };
 const STEP = 4; // pixels of the screen that an arrow key moves the cross

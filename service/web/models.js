@@ -31,16 +31,34 @@ const head = (model) => [
 const facts = (pairs) => h("dl", { class: "facts" }, pairs.filter(([, text]) => text).map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
 const range = (figure) => (figure.low === null ? "–" : `${say(figure.low)} to ${say(figure.high)}`);
 
+const value = (figure) => (figure.value === null ? "–" : say(figure.value));
+const held = (figure) => (figure.held_out === "domain" ? "the whole place" : "patients");
+const spaced = (metric) => (metric === "auroc" || metric === "aji" ? metric.toUpperCase() : metric.replaceAll("_", " "));
+const HEADLINES = ["auroc", "sensitivity", "specificity", "aji", "dice", "panoptic_quality", "true_loss", "predicted_loss"];
+
+/** The figures that are asked for first, of all patients of a place: a row a place, with intervals. */
+function headline({ name, evaluation }) {
+  const all = evaluation.filter(({ subgroup }) => subgroup === "all");
+  const metrics = HEADLINES.filter((metric) => all.some((figure) => figure.metric === metric));
+  const places = [...new Set(all.map((figure) => JSON.stringify([figure.domain, held(figure)])))].map((text) => JSON.parse(text));
+  return table(`Main figures of ${name}`,
+    [["Where"], ["Held out"], ...metrics.map((metric) => [spaced(metric), "number"])],
+    places.map(([domain, part]) => [domain, part, ...metrics.map((metric) => {
+      const figure = all.find((one) => one.domain === domain && held(one) === part && one.metric === metric);
+      return figure ? [h("div", {}, value(figure)), h("small", { class: "soft" }, range(figure))] : "–";
+    })]));
+}
+
 function card({ card: it, limits, provider, sha256 }) {
   const { intended_use: use, input, training, calibration } = it;
   const part = (title, open, ...children) => h("details", { open }, h("summary", {}, title), children);
   return [
     part("For whom", true, facts([["Made with", use.population], ["Never seen", use.not_seen], ["Not for", use.not_for]])),
-    part("How good it is", true, table(`Measured figures of ${it.name}`,
+    part("How good it is", true, headline(it)),
+    part(`All ${it.evaluation.length} measured figures`, false, table(`Measured figures of ${it.name}`,
       [["Where"], ["Held out"], ["Of whom"], ["Figure"], ["Value", "number"], ["95% interval", "number"], ["n", "number"]],
       it.evaluation.map((figure) => [
-        figure.domain, figure.held_out === "domain" ? "the whole place" : "patients", figure.subgroup, figure.metric.replaceAll("_", " "),
-        figure.value === null ? "–" : say(figure.value), range(figure), String(figure.n)]))),
+        figure.domain, held(figure), figure.subgroup, spaced(figure.metric), value(figure), range(figure), String(figure.n)]))),
     part("What it takes", false, facts([
       ["Modality", input.modalities.join(", ") || "any"], ["Body part", input.body_parts.join(", ") || "any"],
       ["View", input.views.join(", ") || "any"], ["Age", input.age_years ? `${input.age_years[0]} to ${input.age_years[1]} years` : "any"],

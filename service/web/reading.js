@@ -10,6 +10,9 @@ import { toolbar } from "./toolbar.js";
 import { Viewer, viewerKeys } from "./viewer.js";
 import { SKIPS, wordsOf } from "./words.js";
 
+/** A name that nothing else has; randomUUID() is there over TLS and on this machine only. */
+const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 export class Reading {
   /**
    * `lease` is null where a sent label is corrected, whose `replaces` is the label's id and `draft` what it held. `next`, `list` and
@@ -24,7 +27,6 @@ export class Reading {
     this.chosen = null;
     this.past = [];
     this.future = [];
-    this.key = crypto.randomUUID(); // the same for every attempt to send this label
     this.started = performance.now();
     this.busy = false;
   }
@@ -50,8 +52,13 @@ export class Reading {
     this.viewer.target.focus({ preventScroll: true });
   }
 
+  /** Whether the model said something that a reader could confirm. */
+  get confirmable() {
+    return this.result.verdict !== "refuse" && (!this.objects || this.result.objects.length > 0);
+  }
+
   get #draftKey() {
-    return `draft-${this.item.item_id}-${this.item.result_id.slice(0, 16)}`;
+    return `draft-${this.item.item_id}`;
   }
 
   #drawObjects() {
@@ -63,8 +70,8 @@ export class Reading {
   }
 
   #tools() {
-    this.toolButtons = Object.fromEntries(Object.entries(TOOLS).map(([tool, [name, key]]) => [tool,
-      h("button", { type: "button", title: `${name} (${key.toUpperCase()})`, onclick: () => this.marks.use(tool) }, name)]));
+    this.toolButtons = Object.fromEntries(Object.entries(TOOLS).map(([tool, [name, key, , , text]]) => [tool,
+      h("button", { type: "button", title: `${text} (${key.toUpperCase()})`, onclick: () => this.marks.use(tool) }, name)]));
     return h("span", { class: "group marks", role: "group", "aria-label": "Marking" }, Object.values(this.toolButtons));
   }
 
@@ -84,17 +91,17 @@ export class Reading {
         "This one is no longer reserved for you. You can still save: it is refused only if another reader has it now.")),
       h("section", { class: "card" },
         h("h1", {}, this.objects ? `Mark: ${result.object_label}` : "What do you see?"),
-        item.why.length > 0 && h("ul", { class: "why" }, item.why.map(({ message }) => h("li", {}, message))),
+        item.why.length > 0 && h("ul", { class: "why soft" }, item.why.map(({ message }) => h("li", {}, message))),
         this.objects ? this.#markHelp() : h("div", { class: "choices", role: "radiogroup", "aria-label": "What you see" }, this.choices),
         this.state,
-        h("div", { class: "row" }, this.sendButton, result.verdict !== "refuse" && this.rightButton),
+        h("div", { class: "choices" }, this.sendButton, this.confirmable && this.rightButton),
         h("div", { class: "row" }, this.undoButton, this.redoButton,
           this.lease && h("button", { onclick: () => this.askSkip() }, "Skip ", h("kbd", {}, "S")),
           h("button", { onclick: () => this.back() }, this.lease ? "Give back" : "Leave it", " ", h("kbd", {}, "Esc"))),
         Reading.last && !this.replaces && h("p", {}, h("button", { class: "quiet", onclick: () => this.again(Reading.last) },
           "Correct the last one ", h("kbd", {}, "C")))),
       h("details", { class: "says", open: true }, h("summary", {}, "What the model says"),
-        verdictBox(result), this.objects ? quantitiesBox(result.object_label, result.quantities) : findingsBox(result.findings),
+        verdictBox(result), this.objects ? quantitiesBox(result.object_label, result.quantities) : findingsBox(result),
         doubtBox(result, this.model), this.#facts(), usedFor(this.model)));
   }
 
@@ -119,11 +126,11 @@ export class Reading {
 
   #keys() {
     const classes = Object.fromEntries(this.classes.slice(0, 9).map((name, i) => [i + 1, [name, () => this.choose(name)]]));
-    const tools = this.marks ? Object.fromEntries(Object.entries(TOOLS).map(([tool, [name, key]]) => [key, [name, () => this.marks.use(tool)]])) : {};
+    const tools = this.marks ? Object.fromEntries(Object.entries(TOOLS).map(([tool, [, key, , , text]]) => [key, [text, () => this.marks.use(tool)]])) : {};
     return {
       ...classes,
       Enter: ["Save and next", () => this.send(false)],
-      ...(this.result.verdict !== "refuse" && { m: ["The model is right: save and next", () => this.send(true)] }),
+      ...(this.confirmable && { m: ["The model is right: save and next", () => this.send(true)] }),
       u: ["Undo", () => this.undo()], "Mod+z": ["Undo", () => this.undo()],
       "Mod+y": ["Redo", () => this.redo()], "Mod+Shift+z": ["Redo", () => this.redo()],
       ...(this.lease && { s: ["Skip, and say why", () => this.askSkip()] }),
@@ -206,13 +213,16 @@ export class Reading {
     if (this.busy || (!modelWasRight && this.sendButton.disabled)) return;
     this.busy = true;
     this.#changed();
-    const draft = this.#content();
+    const draft = modelWasRight ? null : this.#content();
     const json = {
       item_id: this.item.item_id, image_sha256: this.item.image_sha256, result_id: this.item.result_id,
       model_sha256: this.item.model.sha256, lease_id: this.hold && !this.hold.over ? this.hold.id : null,
-      replaces: this.replaces ?? null, seconds: (performance.now() - this.started) / 1000, source: "page", model_was_right: modelWasRight,
-      ...this.#said(modelWasRight),
+      replaces: this.replaces ?? null, source: "page", model_was_right: modelWasRight, ...this.#said(modelWasRight),
     };
+    // The same label, sent again after an answer was lost, is the same one; another is not
+    const content = JSON.stringify(json);
+    if (content !== this.sent) [this.sent, this.key] = [content, fresh()];
+    json.seconds = this.seconds ??= Math.min(86400, (performance.now() - this.started) / 1000);
     try {
       const { label_id } = await ask("POST", "/v1/labels", { json, headers: { "idempotency-key": this.key } });
       this.hold?.end();
@@ -231,11 +241,10 @@ export class Reading {
     }
   }
 
-  /** What the label says: classes, or an annotation; a model that was right says it for the reader. */
+  /** What the label says: a class, or an annotation; a model that was right says it for the reader. */
   #said(modelWasRight) {
-    if (this.marks) return modelWasRight ? {} : { annotation: this.marks.collection() };
-    if (modelWasRight) return { classes: Object.fromEntries(this.result.findings.map(({ label, positive }) => [label, positive])) };
-    return { classes: Object.fromEntries(this.result.findings.map(({ label }) => [label, label === this.chosen])) };
+    if (modelWasRight) return {};
+    return this.marks ? { annotation: this.marks.collection() } : { classes: { [this.chosen]: true } };
   }
 
   askSkip() {

@@ -1,6 +1,6 @@
 // What a model says of an image, in words: verdict and reasons, findings or quantities, and how much error to expect.
 
-import { distribution, through } from "./charts.js";
+import { distribution } from "./charts.js";
 import { h } from "./dom.js";
 import { VERDICTS, percent, say } from "./words.js";
 
@@ -19,8 +19,9 @@ export function verdictBox({ verdict, reasons }) {
     verdict !== "accept" && h("ul", {}, reasons.map(({ message }) => h("li", {}, message))));
 }
 
-/** The findings of a classifier. */
-export function findingsBox(findings) {
+/** The findings of a classifier; none where the model has no say. */
+export function findingsBox({ findings, verdict }) {
+  if (verdict === "refuse") return null;
   return h("section", { class: "card" }, h("h2", {}, "Findings"), findings.map((finding) => {
     const bar = h("meter", { min: 0, max: 1, value: finding.probability, "aria-label": `Probability of ${finding.label}` });
     return h("div", { class: "finding" },
@@ -60,9 +61,7 @@ export function doubtBox(result, model) {
   const calibration = model?.card.calibration;
   const what = segments ? "expected 1 − Dice" : "expected log loss, nats";
   const chart = calibration && distribution({
-    quantiles: calibration.loss_quantiles.map((score) => through(calibration.loss_knots, score)),
-    value: result.predicted_loss, percentile: result.loss_percentile, limit: model.limits.review_loss_percentile,
-    label: "Predicted loss", unit: say,
+    quantiles: calibration.loss_quantiles, percentile: result.loss_percentile, limit: model.limits.review_loss_percentile, label: "Predicted loss",
   });
   const far = Math.round(result.domain_percentile);
   return h("section", { class: "card" },
@@ -70,8 +69,9 @@ export function doubtBox(result, model) {
     h("p", { class: "figure" }, h("strong", {}, say(result.predicted_loss)), " ", h("small", {}, what)),
     h("p", {}, `Higher than on ${rank} of 100 ${segments ? "tiles" : "images"} the model was checked on.`),
     chart,
-    chart && h("p", { class: "legend" }, h("span", { class: "key here" }), h("small", {}, "this image"),
-      h("span", { class: "key limit" }), h("small", {}, `for review from ${Math.round(model.limits.review_loss_percentile)} of 100 on`)),
+    chart && h("p", { class: "legend" },
+      h("small", {}, h("span", { class: "key here" }), "this image"),
+      h("small", {}, h("span", { class: "key limit" }), `review from ${Math.round(model.limits.review_loss_percentile)} of 100 on`)),
     h("h3", {}, "Unlike the training images"),
     h("meter", { min: 0, max: 100, value: result.domain_percentile, "aria-label": "Distance from the training images, rank of 100" }),
     h("p", {}, h("small", {}, `Further away than ${far} of 100.`)));
@@ -80,7 +80,10 @@ export function doubtBox(result, model) {
 /** For whom the model is meant: always beside what it says. */
 export function usedFor(model) {
   if (!model) return null;
-  const use = model.card.intended_use;
-  return h("p", { class: "soft" }, h("small", {}, `${model.name} ${model.version}. ${use.population} Not for ${use.not_for.replace(/\.$/, "")}. `,
-    h("a", { href: "#models" }, "Its card")));
+  const { population, not_seen: unseen, not_for: never } = model.card.intended_use;
+  return h("section", { class: "soft" },
+    h("p", {}, h("small", {}, `${model.name} ${model.version}. ${/^not /i.test(never) ? never : `Not for ${never}`}`)),
+    h("details", {}, h("summary", {}, h("small", {}, "For whom this model is made")),
+      h("p", {}, h("small", {}, population)), h("p", {}, h("small", {}, `Never seen: ${unseen}`)),
+      h("p", {}, h("small", {}, h("a", { href: "#models" }, "The model’s card")))));
 }

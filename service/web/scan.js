@@ -80,7 +80,7 @@ export function scanView(main, { models, mayScan }) {
     viewer.setWindow(viewer.window);
     panel.hidden = false;
     put(panel, verdictBox(answer),
-      answer.task === "classification" ? findingsBox(answer.findings) : quantitiesBox(answer.object_label, answer.quantities),
+      answer.task === "classification" ? findingsBox(answer) : quantitiesBox(answer.object_label, answer.quantities),
       answer.heatmap && answer.verdict !== "refuse" && h("p", { class: "soft" }, h("small", {},
         `Warm colours: where the evidence for ${answer.heatmap.label} lies.`)),
       answer.doubtful_regions?.length > 0 && h("p", { class: "soft" }, h("small", {}, "Dashed: the parts that the model doubts most.")),

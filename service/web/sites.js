@@ -50,7 +50,7 @@ export function sitesView(main, { models }) {
     const unit = model.card.task === "segmentation" ? "expected 1 − Dice" : "expected log loss, nats";
     const drawn = names.filter((site) => of(site).length);
     put(main, h("div", { class: "plain" },
-      h("div", { class: "row spread" },
+      h("div", { class: "row spread top" },
         h("div", {}, h("h1", {}, "Sites"), h("p", { class: "soft" }, "How much error the model expects of itself at each place, day by day.")),
         h("div", { class: "row" },
           models.length > 1 && choose("Model", models.map(({ name }) => [name, name]), model.name, (name) => { model = models.find((one) => one.name === name); }),

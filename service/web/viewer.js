@@ -86,10 +86,11 @@ export class Viewer {
     this.#over(canvasLayer(warm(await readPng(blob)), this.extent, this.projection, true), true);
   }
 
-  /** Draw outlines: lists of (x, y). */
-  outlines(polygons, { color = "#35e07b", width = 1.6, dash = undefined, fades = true } = {}) {
+  /** Draw outlines: lists of (x, y). Lines hide little, so they are hardly faded. */
+  outlines(polygons, { color = "#2bff88", width = 2, dash = undefined, fades = true } = {}) {
     const features = polygons.map((ring) => new ol.Feature(new ol.geom.Polygon([ring.map(([x, y]) => [x, -y])])));
     const layer = new ol.layer.Vector({ source: new ol.source.Vector({ features }), style: outline(color, width, dash) });
+    if (fades) this.opacity = 0.9;
     this.#over(layer, fades);
   }
 

@@ -21,7 +21,6 @@ const PROBLEMS = {
   worklist_empty: "Nothing is waiting to be read.",
   lease_lost: "This one is no longer reserved for you.",
   stale_result: "The model’s answer has changed since you opened this. Look at it again.",
-  label_conflict: "This label was sent before with other content.",
   session_expired: "You were signed out after a while. Sign in again; what you marked is kept.",
   storage_full: "The disk of the service is full: nothing was saved. Tell the operator, then try again.",
   storage_unavailable: "Nothing was saved just now. Try again.",

@@ -41,7 +41,7 @@ export function worklistView(main, { models }) {
       [found.waiting_for_scores, "waiting for the current model’s scores"],
     ];
     return [
-      h("div", { class: "row spread" },
+      h("div", { class: "row spread top" },
         h("div", {}, h("h1", {}, "Worklist"),
           h("p", { class: "soft" }, "The scans whose label helps most: doubtful, different from each other, over all sites; and some at random.")),
         h("button", { class: "primary big", onclick: next, disabled: !found.items.length }, "Read the first one ", h("kbd", {}, "Enter"))),
@@ -59,7 +59,7 @@ export function worklistView(main, { models }) {
       ? "Some scans are being scored by the current model; they come back by themselves."
       : "Scans that the model doubts come here by themselves, and a share of all others."));
 
-  const rows = (items) => table("Scans to read, the most useful first",
+  const rows = (items) => h("div", { class: "list" }, table("Scans to read, the most useful first",
     [["#"], ["Why this one"], ["Model says"], ["Expected error"], ["Site"], ["Since"], [""]],
     items.map((item, i) => [
       String(i + 1),
@@ -69,7 +69,7 @@ export function worklistView(main, { models }) {
       item.site || h("span", { class: "soft" }, "none"),
       day(item.created_at),
       h("button", { "aria-label": `Read number ${i + 1}`, onclick: () => open(item.item_id) }, "Read"),
-    ]));
+    ])));
 
   async function take(wanted) {
     try {
