@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from starlette.responses import Response
 
+from models.agreement import same_class
 from models.card import ModelCard
 from models.triage import Verdict, called_findings
 from service.comparisons import Comparisons, Labelled, Sum
+from service.label_documents import class_of
+from service.label_rules import decide
 from service.lineup import Served
 from service.loop_schemas import (
     CandidateModel,
@@ -74,24 +77,26 @@ def _scans(site: str, sums: Sequence[Sum]) -> ComparedScans:
     )
 
 
-def _decided(given: Sequence[Labelled]) -> dict[str, bool] | None:
-    """Return the classes that the labels of one image agree on, or what the adjudicator decided; None where they differ."""
-    final = [each for each in given if each.standing == "adjudicator"][-1:] or given
-    first, *others = (each.document["classes"] for each in final)
-    return first if all(other == first for other in others) else None
+def _decided(given: Sequence[Labelled], readers: int) -> dict[str, bool] | None:
+    """Return the classes that were decided of one image; None where nothing is yet."""
+    rows = [{"standing": each.standing, "document": each.document} for each in given]
+    label = decide(rows, readers, lambda a, b: same_class(class_of(a["document"]), class_of(b["document"]))).label
+    return None if label is None else label["document"]
 
 
 def _wrong(card: ModelCard, probabilities: dict[str, float], verdict: Verdict, truth: dict[str, bool]) -> bool:
     called = called_findings(probabilities, card, verdict)
-    return any(positive != truth.get(label, False) for label, positive in called.items())
+    return any(positive != truth[label] for label, positive in called.items())
 
 
-def compared_errors(current: ModelCard, candidate: ModelCard, labelled: Iterable[Labelled]) -> ComparedErrors | None:
-    """Return how often each package called a finding wrongly, of the images that were labelled; None where none was."""
+def compared_errors(
+    current: ModelCard, candidate: ModelCard, labelled: Iterable[Labelled], readers: int
+) -> ComparedErrors | None:
+    """Return how often each package called a finding wrongly, of the images that ``readers`` decided; None where none were."""
     ours, theirs, patients = [], [], []
     for _, group in groupby(labelled, key=lambda each: each.image_sha256):
         given = list(group)
-        truth = _decided(given)
+        truth = _decided(given, readers)
         if truth is not None:
             last = given[-1]
             ours.append(_wrong(current, last.probabilities, last.verdict, truth))
@@ -117,7 +122,7 @@ def _brief(served: Served) -> ItemModel:
     return ItemModel(name=card.name, version=card.version, sha256=served.predictor.sha256)
 
 
-def _model(rows: Comparisons, current: Served, candidate: Served | None) -> CandidateModel:
+def _model(rows: Comparisons, readers: int, current: Served, candidate: Served | None) -> CandidateModel:
     card = current.predictor.card
     if candidate is None:
         return CandidateModel(name=card.name, task=card.task, current=_brief(current), candidate=None, shadow=None)
@@ -129,7 +134,7 @@ def _model(rows: Comparisons, current: Served, candidate: Served | None) -> Cand
         verdicts[key] = verdicts.get(key, 0) + each.number
     errors = None
     if isinstance(card, ModelCard) and isinstance(candidate.predictor.card, ModelCard):
-        errors = compared_errors(card, candidate.predictor.card, rows.labelled(*pair))
+        errors = compared_errors(card, candidate.predictor.card, rows.labelled(*pair), readers)
     shadow = Shadowed(
         total=_scans("", sums),
         by_site=[_scans(site, list(group)) for site, group in groupby(sums, key=lambda each: each.site)],
@@ -144,8 +149,8 @@ def _model(rows: Comparisons, current: Served, candidate: Served | None) -> Cand
 
 def candidates(site: Site) -> Candidates:
     """Return the state of every model's candidate; blocking."""
-    rows, beside = Comparisons(site.store), site.lineup.candidates
-    return Candidates(models=[_model(rows, served, beside.get(name)) for name, served in site.lineup.current.items()])
+    rows, readers, beside = Comparisons(site.store), site.settings.readers, site.lineup.candidates
+    return Candidates(models=[_model(rows, readers, served, beside.get(name)) for name, served in site.lineup.current.items()])
 
 
 async def _candidates(site: Site, call: Call) -> Response:

@@ -131,6 +131,7 @@ class Lineup:
         for name in now.candidates.keys() | before.candidates.keys():
             new, old = now.candidates.get(name), before.candidates.get(name)
             if new is not old:
+                self._telemetry.tried(name)
                 _log("candidate_taken", name, new.predictor.sha256 if new else "")
 
     def _candidates(self, named: Mapping[str, str], current: Mapping[str, Served]) -> dict[str, Served]:

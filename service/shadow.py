@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import Refusal
+from models.image import Box
 from models.imaging import read_image
 from models.objects import Segmentation
 from models.postprocess import Prediction
@@ -21,10 +22,10 @@ from models.triage import Judgement, judge, positives
 from service.comparisons import Comparisons, Pair
 from service.engine import Engine
 from service.lineup import Lineup, Served
+from service.schemas import STATUS
 from service.segmentation import record_of, restore
 from service.store import Store, Stored, result_id, result_row
 from service.telemetry import Telemetry, log_fault
-from service.wanted import Box
 
 MAX_JOBS, MAX_BYTES = 256, 128 * 1024 * 1024
 """What may wait for the candidate, in images and in bytes of what was sent."""
@@ -118,11 +119,12 @@ class Shadow:
         try:
             self._compare(name, candidate, job)
         except Refusal as refusal:
-            self._telemetry.candidate_missed.labels(name, refusal.code).inc()
+            refused = STATUS.get(refusal.code, 500) < 500  # the image is outside of the candidate's card
+            self._telemetry.candidate_missed.labels(name, "refused" if refused else "failed").inc()
         # Whatever a candidate does must not end the thread that tries it
         except Exception as error:  # noqa: BLE001
             log_fault(error)
-            self._telemetry.candidate_missed.labels(name, "internal_error").inc()
+            self._telemetry.candidate_missed.labels(name, "failed").inc()
 
     def _compare(self, name: str, candidate: Served, job: Job) -> None:
         key = result_id(job.stored.result["image_sha256"], candidate.predictor.sha256, job.region)
@@ -151,7 +153,8 @@ def predict_row(served: Served, body: bytes, region: Box | None) -> dict[str, An
     """
     predictor = served.predictor
     spec = predictor.card.input
-    image = read_image(body, target=(spec.height, spec.width) if isinstance(predictor, Predictor) else None)
+    target = (spec.height, spec.width) if isinstance(predictor, Predictor) else None
+    image = read_image(body, target=target, region=region)
     notes = [code for code, _ in check_accepted(image, spec)]
     prediction: Prediction | Segmentation
     if isinstance(predictor, Predictor):

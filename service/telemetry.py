@@ -37,6 +37,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_items": ("Items of the worklist.", ("state",)),
     "overread_items_missed_total": ("Scans that should have become items and did not.", ("reason",)),
     "overread_items_rescored_total": ("Items that were scored again after a promotion.", ("outcome",)),
+    "overread_labels_total": ("Labels given over HTTP, those given again included.", ("source",)),
     "overread_kept_bytes": ("Size of all kept pixels.", ()),
     "overread_leases": ("Items that readers hold.", ()),
     "overread_queue_depth": ("Images waiting for a thread, over all workers.", ()),
@@ -78,6 +79,7 @@ class Telemetry:
         self.items = self._gauge("overread_items", "livemostrecent")
         self.items_missed = self._counter("overread_items_missed_total")
         self.items_rescored = self._counter("overread_items_rescored_total")
+        self.labels = self._counter("overread_labels_total")
         self.kept_bytes = self._gauge("overread_kept_bytes", "livemostrecent")
         self.leases = self._gauge("overread_leases", "livemostrecent")
         self.queue_depth = self._gauge("overread_queue_depth", "livesum")
@@ -107,6 +109,13 @@ class Telemetry:
         """Show a package that answers."""
         self._inform(predictor, 1)
         self.package_failures.labels(predictor.card.name)  # so that there is a 0 to compare the first failure with
+
+    def tried(self, name: str) -> None:
+        """Begin the counts of a candidate at 0."""
+        for same in ("yes", "no"):
+            self.candidate_findings.labels(name, same)
+        for reason in ("queue_full", "refused", "failed"):
+            self.candidate_missed.labels(name, reason)
 
     def unloaded(self, predictor: AnyPredictor) -> None:
         """Show that a package answers no longer."""

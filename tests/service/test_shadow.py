@@ -98,7 +98,7 @@ def test_answers_never_wait_for_a_candidate(
     assert count(site, "overread_candidate_missed_total", model="tiny", reason="queue_full") == 3
     hold.set()
     settled(site, 6)
-    assert count(site, "overread_candidate_missed_total", reason="not_decodable") == 3
+    assert count(site, "overread_candidate_missed_total", reason="refused") == 3
 
 
 def test_no_image_is_begun_while_a_request_waits(
@@ -125,7 +125,7 @@ def test_a_candidate_that_fails_is_counted_and_costs_nothing(
     monkeypatch.setattr(shadow, "predict_row", lambda *_: 1 / 0)
     assert caller.predict(draw(1)).status_code == 200
     settled(site, 1)
-    assert count(site, "overread_candidate_missed_total", reason="internal_error") == 1
+    assert count(site, "overread_candidate_missed_total", reason="failed") == 1
     monkeypatch.undo()
     caller.predict(draw(2))
     settled(site, 2)
@@ -157,7 +157,7 @@ def label(site: Site, answer: dict[str, Any], number: int, positive: bool, **fie
     row = {
         "label_id": f"{number:064x}", "result_id": answer["result_id"], "image_sha256": answer["image_sha256"],
         "model_sha256": answer["model"]["sha256"], "reader": "anna", "standing": "reader", "kind": "classes",
-        "document": {"classes": {"normal": not positive, "pneumonia": positive}}, "model_was_right": False, "source": "api",
+        "document": {"normal": not positive, "pneumonia": positive}, "model_was_right": False, "source": "api",
         "created_at": datetime.now(UTC),
     }  # fmt: skip
     with site.store.writing() as connection:

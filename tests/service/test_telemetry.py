@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,18 +14,24 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.analysis import Site
 from service.telemetry import METRICS, Telemetry, logger
+from tests.service.packages import settled, write
 
 CANARY = "CANARY^PATIENT"
 
 
-def test_the_metrics_are_those_of_the_table(make_site: Callable[..., Site], connect: Callable[..., Any], draw: Any) -> None:
-    caller = connect(make_site())
+def test_the_metrics_are_those_of_the_table(
+    make_site: Callable[..., Site], connect: Callable[..., Any], draw: Any, desk: Any, tmp_path: Path
+) -> None:
+    desk.try_beside(write(tmp_path / "second", "1.1.0"), "")
+    site = make_site()
+    caller = connect(site)
     caller.predict(draw(1))
     caller.predict(draw(1))
     caller.get("/nowhere")
     study = 'multipart/related; type="application/dicom"; boundary=edge'
     headers = {"content-type": study}
     caller.request("POST", "/v1/dicomweb/studies", content=b"--edge\r\n\r\nx\r\n--edge--\r\n", headers=headers)
+    settled(site, 1)
     text = caller.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     # prometheus_client adds the time of creation where there is one process only; a server never has that.
