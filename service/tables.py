@@ -197,7 +197,7 @@ promotions = Table(
     Column("role", String(16), nullable=False),  # current, candidate
     Column("actor", String(64), nullable=False),
     Column("reason", String(512), nullable=False),
-    Column("report", JSON),  # the comparison that allowed it
+    Column("report", JSON),  # the comparison that allowed it; of a rollback, the number of the row that it takes back
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
 
