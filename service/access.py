@@ -38,6 +38,8 @@ ACCESS: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/items/{item_id}"): PEOPLE,
     ("GET", "/v1/images/{image_sha256}"): PEOPLE,
     ("GET", "/v1/sites"): PEOPLE,
+    ("POST", "/v1/labels"): PEOPLE,
+    ("GET", "/v1/labels"): PEOPLE,
     ("GET", "/metrics"): frozenset({"operator"}),
     ("GET", "/v1/openapi.json"): ANYONE,
     ("GET", "/"): ANYONE,

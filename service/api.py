@@ -17,6 +17,7 @@ from service.answers import Reply
 from service.arrivals import Arrivals
 from service.callers import identify
 from service.candidates import CANDIDATE_HANDLERS
+from service.label_api import LABEL_HANDLERS
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
@@ -189,6 +190,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "/readyz"): _ready,
     ("GET", "/"): _page,
     **CANDIDATE_HANDLERS,
+    **LABEL_HANDLERS,
     **PAGE_HANDLERS,
     **WORKLIST_HANDLERS,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from service.intake import Intake
 from service.items import Items
 from service.kept import Kept
+from service.labels import Labels
 from service.leases import Leases
 from service.pseudonyms import Pseudonyms, read_key
 from service.settings import Settings
@@ -28,4 +29,5 @@ class Loop:
         self.items = Items(store, self.kept, settings.keep_days, settings.keep_max_bytes)
         self.intake = Intake(self.items, self.kept, pseudonyms, settings.keep_random_share, telemetry)
         self.leases = Leases(store, settings.lease_minutes, settings.readers)
+        self.labels = Labels(store, settings.readers)
         self.worklist = Worklist(store, settings.readers)

@@ -27,6 +27,7 @@ DOORS = {
     "sqlalchemy": {
         "service/intake.py",
         "service/items.py",
+        "service/labels.py",
         "service/leases.py",
         "service/sites.py",
         "service/worklist.py",

@@ -23,6 +23,9 @@ from service.settings import Settings
 from service.store import Store, result_row
 from service.watch import Watch
 from tests.service.archives import MemoryArchive
+from tests.service.label_desk import Desk as LabelDesk
+from tests.service.label_desk import add_readers
+from tests.service.scans import ALL
 
 
 @dataclass
@@ -161,3 +164,14 @@ def desk(tmp_path: Path, package: Path) -> Iterator[Desk]:
     store = Store(settings.database)
     yield Desk(settings, store)
     store.close()
+
+
+@pytest.fixture
+def open_desk(make_site: Callable[..., Site], connect: Callable[..., Caller], tmp_path: Path) -> Callable[..., LabelDesk]:
+    """Return a function that opens a site where every scan becomes an item, with readers: ``open_desk(**settings)``."""
+
+    def make(**settings: Any) -> LabelDesk:
+        tokens = add_readers(tmp_path / "state" / "tokens.json")
+        return LabelDesk(make_site(**(ALL | settings)), connect, tokens)
+
+    return make

@@ -1,0 +1,47 @@
+"""The labels' part of the OpenAPI document."""
+
+from __future__ import annotations
+
+from service.label_schemas import LabelAnswer, LabelIn, LabelList
+from service.openapi_parts import ALWAYS, Json, answer, problems
+
+LABEL_DOCUMENTS = (LabelIn, LabelAnswer, LabelList)
+_STORE = ("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
+_BODY = ("unsupported_media_type", "too_large", "request_timeout")
+_LABEL = ("not_found", "label_invalid", "label_conflict", "stale_result", "item_taken", "lease_lost")
+
+
+def body(schema: str) -> Json:
+    """Return the request body that is a document of the components."""
+    return {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+
+
+def label_operations() -> dict[tuple[str, str], Json]:
+    """Return (method, route) -> its operation."""
+    digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    key = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+        "description": "The caller's name for this label: sent again, it adds nothing. Without one, the label itself is the key.",
+    }
+    query = [
+        {"name": "item_id", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 10**15 - 1}},
+        {"name": "result_id", "in": "query", "schema": digest},
+    ]
+    return {
+        ("POST", "/v1/labels"): {
+            "summary": "Give a label",
+            "description": "Labels are never changed: a correction is a new one that names what it replaces.",
+            "parameters": [key],
+            "requestBody": body("LabelIn"),
+            "responses": answer("LabelAnswer", "It is stored.", 201) | problems((*_LABEL, *_BODY, *_STORE, *ALWAYS)),
+        },
+        ("GET", "/v1/labels"): {
+            "summary": "The labels of an item or a result",
+            "description": "One of item_id and result_id. An annotator gets their own, and those that wait for their adjudication.",
+            "parameters": query,
+            "responses": answer("LabelList", "In the order in which they were given.")
+            | problems(("not_found", *_STORE, *ALWAYS)),
+        },
+    }
