@@ -67,7 +67,7 @@ def predictor_of(card: ModelCard | SegmenterCard, graph: bytes, sha256: str) -> 
     return SegmenterPredictor(card, Graph(graph, outputs=SEGMENTER_OUTPUTS), sha256)
 
 
-def same_images(folder: Path, sides: Sequence[Side]) -> tuple[list[Item], str, int]:
+def same_images(folder: Path, domains: Sequence[str], sides: Sequence[Side]) -> tuple[list[Item], str, int]:
     """Read the images of a manifest that none of the packages has seen.
 
     Of a domain that a package was trained on, only patients of its test split count where the package does not say which images
@@ -87,7 +87,9 @@ def same_images(folder: Path, sides: Sequence[Side]) -> tuple[list[Item], str, i
         ``data_invalid`` as reading a manifest; if an image or a patient was seen all the same; if nothing is left.
     """
     card = sides[-1].predictor.card
-    domains = _domains(folder)
+    domains = tuple(domains) or _domains(folder)
+    if ALL_SITES in domains:
+        raise Refusal("data_invalid", f"No domain may be called {ALL_SITES!r}.")
     everything: Sequence[Item]
     if isinstance(card, ModelCard):
         manifest = read_manifest(folder, domains, card.output.classes)
@@ -121,8 +123,8 @@ def _domains(folder: Path) -> tuple[str, ...]:
             found = {record.get("domain") or "" for record in csv.DictReader(stream)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refusal("data_invalid", f"manifest.csv cannot be read ({type(error).__name__}).") from error
-    if not found or "" in found or ALL_SITES in found:
-        raise Refusal("data_invalid", f"manifest.csv must name a domain in every row, and none may be {ALL_SITES!r}.")
+    if not found or "" in found:
+        raise Refusal("data_invalid", "manifest.csv must name a domain in every row.")
     return tuple(sorted(found))
 
 
@@ -214,7 +216,9 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def compare(current: Path, candidate: Side, folder: Path, margin: float, accepted: str | None) -> Comparison:
+def compare(
+    current: Path, candidate: Side, folder: Path, domains: Sequence[str], margin: float, accepted: str | None
+) -> Comparison:
     """Compare a candidate with the package that is current.
 
     Parameters
@@ -225,6 +229,8 @@ def compare(current: Path, candidate: Side, folder: Path, margin: float, accepte
         Of the exported file.
     folder : Path
         With ``manifest.csv`` as ``overread train`` reads it.
+    domains : sequence of str
+        Of the folder; all if empty.
     margin : float
         See :class:`models.comparison.Comparison`.
     accepted : str or None
@@ -240,7 +246,7 @@ def compare(current: Path, candidate: Side, folder: Path, margin: float, accepte
     if old.name != new.name:
         raise Refusal("config_invalid", f"The current package is one of {old.name}, not of {new.name}.")
     check_kind(new, old)
-    items, sha256, left_out = same_images(folder, [Side(before, read_seen(current, old.model_sha256)), candidate])
+    items, sha256, left_out = same_images(folder, domains, [Side(before, read_seen(current, old.model_sha256)), candidate])
     measured = SEGMENTER if isinstance(new, SegmenterCard) else CLASSIFIER
     tables = [_table(predictor, items) for predictor in (before, candidate.predictor)]
     found = differences(tables, [item.domain for item in items], [_patient(item) for item in items], measured)

@@ -211,7 +211,7 @@ def _compared(card: ModelCard | SegmenterCard, graph: bytes, seen: Seen | None, 
     if reason is not None and (not reason.strip() or len(reason) > 512):
         raise Refusal("config_invalid", "--accept-worse needs a reason of at most 512 characters.")
     candidate = Side(predictor_of(card, graph, sha256(card_bytes(card))), seen)
-    comparison = compare(options.current, candidate, options.compare, options.margin, reason)
+    comparison = compare(options.current, candidate, options.compare, options.domains, options.margin, reason)
     write_json(options.run / COMPARISON, comparison.model_dump(mode="json"))
     show(comparison)
     if comparison.worse and reason is None:
@@ -241,6 +241,7 @@ def main(argv: list[str]) -> int:
     gate = parser.add_argument_group("comparison with the package in use; a worse one is not released")
     gate.add_argument("--current", type=Path, metavar="PACKAGE", help="folder of the package in use")
     gate.add_argument("--compare", type=Path, metavar="FOLDER", help="manifest.csv and images that neither was made from")
+    gate.add_argument("--domains", nargs="+", default=(), help="which of the folder's domains; all by default")
     gate.add_argument("--margin", type=float, default=MARGIN, help="most that the loss may grow, by its interval's upper end")
     gate.add_argument("--accept-worse", metavar="REASON", help="release it even if it is worse; the reason is kept")
     options = parser.parse_args(argv)

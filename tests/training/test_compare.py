@@ -162,6 +162,20 @@ def test_training_images_under_another_name_are_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_domains_of_the_folder_can_be_chosen(
+    run: Path, about: Path, current: Path, elsewhere: Path, tmp_path: Path, write_manifest: Callable[[Path, Any], None]
+) -> None:
+    folder = tmp_path / "more"
+    shutil.copytree(elsewhere, folder)
+    with (elsewhere / "manifest.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    write_manifest(folder, [*rows, rows[0] | {"label": "other", "domain": "far"}])  # a class that neither knows
+    gate = ("--current", str(current), "--compare", str(folder))
+    with pytest.raises(Refusal, match="its label is not one of"):
+        release.main(words(run, about, tmp_path / "new", "1.1.0", *gate))
+    assert release.main(words(run, about, tmp_path / "new", "1.1.0", *gate, "--domains", "north")) == 0
+
+
 def test_only_packages_of_one_model_are_compared(run: Path, about: Path, current: Path, elsewhere: Path, tmp_path: Path) -> None:
     gate = ("--current", str(current), "--compare", str(elsewhere))
     arguments = words(run, about, tmp_path / "new", "1.1.0", *gate)
