@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, InputSpec, ModelCard, SegmenterCard, read_package
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image, read_box
 from models.imaging import read_image
 from models.predictor import Graph, Predictor
 from models.preprocess import check_accepted
@@ -89,7 +89,7 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise Refusal("data_invalid", f"There is no file or folder {path}.")
 
 
-def read_file(path: Path, spec: InputSpec, *, whole: bool = False) -> tuple[Image, list[str]]:
+def read_file(path: Path, spec: InputSpec, *, whole: bool = False, region: Box | None = None) -> tuple[Image, list[str]]:
     """Read an image that a model takes.
 
     Parameters
@@ -99,6 +99,8 @@ def read_file(path: Path, spec: InputSpec, *, whole: bool = False) -> tuple[Imag
         Of the model.
     whole : bool
         Whether all pixels are wanted; otherwise it may be decoded at a reduced resolution, since it becomes ``spec``'s size.
+    region : (int, int, int, int) or None
+        Of a whole slide, the part to decode.
 
     Returns
     -------
@@ -114,29 +116,30 @@ def read_file(path: Path, spec: InputSpec, *, whole: bool = False) -> tuple[Imag
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
-        image = read_image(path.read_bytes(), target=None if whole else (spec.height, spec.width))
+        image = read_image(path.read_bytes(), target=None if whole else (spec.height, spec.width), region=region)
     except OSError as error:
         raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
     return image, [code for code, _ in check_accepted(image, spec)]
 
 
-def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = None) -> dict[str, Any]:
+def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = None, region: Box | None = None) -> dict[str, Any]:
     """Return one row for a file: the prediction, or the code of why there is none.
 
     A segmenter's row also holds the nested ``quantities``, ``tiles`` and ``objects``; where ``objects`` is a folder, a GeoJSON
-    file is written there, named after the file and the image's digest.
+    file is written there, named after the file, the image's digest and the region, which is predicted alone where it is given.
     """
     row: dict[str, Any] = {"file": str(path)}
     try:
-        image, notes = read_file(path, predictor.card.input, whole=not isinstance(predictor, Predictor))
+        image, notes = read_file(path, predictor.card.input, whole=not isinstance(predictor, Predictor), region=region)
         if isinstance(predictor, Predictor):
             return row | _classified(image, predictor, notes)
-        collection, found = _segmented(image, predictor, notes)
+        collection, found = _segmented(image, predictor, notes, region)
     except Refusal as refusal:
         return row | {"error": refusal.code, "detail": refusal.detail}
     if objects is not None:
         name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
-        (objects / f"{name}-{image.sha256[:12]}.geojson").write_text(json.dumps(collection, allow_nan=False))
+        part = "-" + "-".join(map(str, region)) if region else ""
+        (objects / f"{name}-{image.sha256[:12]}{part}.geojson").write_text(json.dumps(collection, allow_nan=False))
     return row | found
 
 
@@ -160,12 +163,14 @@ def _classified(image: Image, predictor: Predictor, notes: list[str]) -> dict[st
     return row | _doubts(prediction, judgement)
 
 
-def _segmented(image: Image, predictor: SegmenterPredictor, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _segmented(
+    image: Image, predictor: SegmenterPredictor, notes: list[str], region: Box | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the objects as GeoJSON, and the row."""
     from models.geojson import feature_collection
     from models.quantities import quantities
 
-    found, _ = predictor.predict(image)
+    found, _ = predictor.predict(image, region)
     judgement = judge(found, predictor.card.triage, notes)
     called = replace(found, objects=called_objects(found.objects, judgement.verdict))
     measured = None if judgement.verdict == "refuse" else quantities(found, image.spacing_mm)
@@ -212,6 +217,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="results.csv or results.jsonl")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of a model package")
     parser.add_argument("--objects", type=Path, metavar="FOLDER", help="of a segmenter: also write a GeoJSON file an image there")
+    parser.add_argument("--region", metavar="X,Y,WIDTH,HEIGHT", help="of a segmenter: this part only; a whole slide needs one")
     parser.add_argument("--threads", type=int, default=2, help="images predicted side by side")
     options = parser.parse_args(argv)
     if options.out.suffix not in {".csv", ".jsonl"}:
@@ -221,6 +227,9 @@ def main(argv: list[str]) -> int:
     predictor = load_model(options.model)
     if options.objects is not None and isinstance(predictor, Predictor):
         raise Refusal("config_invalid", "--objects needs a model that finds objects.")
+    region = None if options.region is None else read_box(options.region)
+    if region is not None and isinstance(predictor, Predictor):
+        raise Refusal("config_invalid", "--region needs a model that finds objects.")
     files = list(find_files(options.paths))
     columns = _columns(predictor) if options.out.suffix == ".csv" else None
     try:
@@ -229,7 +238,7 @@ def main(argv: list[str]) -> int:
         # A file's name may hold bytes that are no text: they are written as they are
         out = options.out.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         with ThreadPoolExecutor(options.threads) as pool, out:
-            rows = pool.map(lambda path: predict_file(path, predictor, options.objects), files)
+            rows = pool.map(lambda path: predict_file(path, predictor, options.objects, region), files)
             done, failed = _write(tqdm(rows, total=len(files), unit="image", file=sys.stderr), out, columns)
     except OSError as error:  # files that cannot be read have a row instead
         raise Refusal("config_invalid", f"--out or --objects cannot be written ({type(error).__name__}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
+from models.errors import Refusal
+
 COLOUR_DIFFERENCE = 8 / 255
 """Channels that differ by less than this share of the range count as equal: a grey JPEG's chroma noise stays below it."""
 COLOUR_FRACTION = 1e-3
@@ -19,6 +22,22 @@ COLOUR_FRACTION = 1e-3
 
 Box = tuple[int, int, int, int]
 """A part of an image: x, y, width, height, in original pixels."""
+_BOX = re.compile(r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})")
+
+
+def read_box(text: str) -> Box:
+    """Read a region as it is written in a query or on a command line: ``x,y,width,height``.
+
+    Raises
+    ------
+    Refusal
+        ``bad_request`` for anything else.
+    """
+    numbers = _BOX.fullmatch(text)
+    if numbers is None:
+        raise Refusal("bad_request", "region must be x,y,width,height in whole pixels.")
+    x, y, width, height = (int(number) for number in numbers.groups())
+    return x, y, width, height
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image
 from models.triage import Judgement
 from service.items import Draft
 from service.lineup import Served
 from service.schemas import Extras
 from service.store import Stored
 from service.wall import Upload
-from service.wanted import Box
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from models.batch import AnyPredictor
 from models.card import ModelCard
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image
 from models.imaging import read_image, sniff
 from models.postprocess import Prediction, heatmap_png
 from models.predictor import Predictor
@@ -34,7 +34,7 @@ from service.shown import shown_picture
 from service.store import Store, Stored, result_id, result_row
 from service.telemetry import Telemetry
 from service.wall import Upload
-from service.wanted import Box, Wanted, region_within
+from service.wanted import Wanted, region_within
 
 if TYPE_CHECKING:
     from models.segmenter import SegmenterPredictor
@@ -111,7 +111,10 @@ class Site:
             raise Refusal("unsupported_media_type", f"The body is not {upload.media_type}, as its Content-Type says.")
         started = time.perf_counter()
         spec = predictor.card.input
-        image = read_image(upload.body, target=(spec.height, spec.width) if isinstance(predictor, Predictor) else None)
+        target = (spec.height, spec.width) if isinstance(predictor, Predictor) else None
+        image = read_image(upload.body, target=target, region=wanted.region)
+        if wanted.picture and image.region is not None:
+            raise Refusal("bad_request", "A slide has no picture of the whole; ask for overlay.")
         if image.header is not None and is_ours(image.header):
             raise Refusal("own_output")
         notes = [code for code, _ in check_accepted(image, spec)]

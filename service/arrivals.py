@@ -18,7 +18,8 @@ WAITING, DONE, SKIPPED, FAILED = STATES = ("waiting", "done", "skipped", "failed
 """To be analysed and stored; stored in the archive; not to be analysed, with the reason; given up, with the reason."""
 OUTSIDE = frozenset(
     {
-        *("own_output", "no_pixel_data", "multi_frame", "modality_not_accepted", "body_part_not_accepted"),
+        *("own_output", "no_pixel_data", "multi_frame", "region_required", "not_tissue"),
+        *("modality_not_accepted", "body_part_not_accepted"),
         *("view_not_accepted", "age_not_accepted", "too_small", "not_asked_for", "not_found"),
     }
 )

@@ -21,6 +21,7 @@ ONE: Code = ("1", "UCUM", "no units")
 PERCENT: Code = ("%", "UCUM", "percent")
 NATS: Code = ("{nat}", "UCUM", "nats")
 PIXELS: Code = ("{pixels}", "UCUM", "pixels")
+UM2: Code = ("um2", "UCUM", "square micrometer")
 PER_MM2: Code = ("/mm2", "UCUM", "per square millimeter")
 PER_MEGAPIXEL: Code = ("{/megapixel}", "UCUM", "per megapixel")
 
@@ -39,6 +40,7 @@ SCORE = _own("OBJECTSCORE", "Mean probability of the object's pixels")
 
 IMAGE_DOUBT = _own("IMAGEDOUBT", "Doubt of the model about the image")
 REGION_DOUBT = _own("REGIONDOUBT", "Doubt of the model about a region")
+ANALYSED = _own("ANALYSEDREGION", "The part of the image that was analysed")
 
 VERDICT = _own("VERDICT", "Verdict")
 VERDICTS: dict[str, Code] = {

@@ -215,23 +215,27 @@ def _lossy(dataset: Dataset, header: Dataset) -> None:
 
 
 def _draw(image: Image, answer: Answer | SegmentationAnswer) -> NDArray[np.uint8]:
-    """Return the picture, (rows, columns, 3), with a strip of text below it."""
-    scale = float(np.clip(max(image.rows, image.columns), *CAPTURE_SIDES)) / max(image.rows, image.columns)
-    size = max(1, round(image.columns * scale)), max(1, round(image.rows * scale))
+    """Return the picture, (rows, columns, 3), with a strip of text below it; of a slide, that of the region."""
+    left, top, columns, rows = image.region or (0, 0, image.columns, image.rows)
+    scale = float(np.clip(max(rows, columns), *CAPTURE_SIDES)) / max(rows, columns)
+    size = max(1, round(columns * scale)), max(1, round(rows * scale))
     picture = PIL.Image.fromarray(_shown(image)).resize(size, PIL.Image.Resampling.BILINEAR, image.extent)
     if answer.verdict != "refuse":
         if isinstance(answer, SegmentationAnswer):
             pen = ImageDraw.Draw(picture)
             for tile in answer.doubtful_regions:
-                corners = (tile.x * scale, tile.y * scale, (tile.x + tile.width) * scale - 1, (tile.y + tile.height) * scale - 1)
+                x, y = tile.x - left, tile.y - top
+                corners = (x * scale, y * scale, (x + tile.width) * scale - 1, (y + tile.height) * scale - 1)
                 pen.rectangle(corners, outline=DOUBT_COLOUR, width=2)
             for item in answer.objects:
                 # Pillow's pixels have whole numbers at their centres
-                outline = [(x * scale - 0.5, y * scale - 0.5) for x, y in item.polygon]
+                outline = [((x - left) * scale - 0.5, (y - top) * scale - 0.5) for x, y in item.polygon]
                 pen.line([*outline, outline[0]], fill=OUTLINE)
         elif answer.heatmap is not None:
             picture = _warm(picture, answer.heatmap)
     lines = _lines(answer)
+    if image.region is not None:
+        lines.append(f"Of the slide: column {left}, row {top}, {columns} columns, {rows} rows")
     canvas = PIL.Image.new("RGB", (max(size[0], CAPTURE_SIDES[0]), size[1] + _LINE * len(lines) + 2 * _MARGIN))
     canvas.paste(picture)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)

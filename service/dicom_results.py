@@ -1,7 +1,8 @@
 """What every DICOM object that we write has in common: its UIDs, whose it is, who made it, and how it is recognised.
 
-``service.dicom_report`` writes the structured report, ``service.dicom_pictures`` the segmentation and the secondary capture. They
-import highdicom, which takes most of a second; this module does not. ``docs/dicom-results.md`` says what is in the objects.
+``service.dicom_report`` writes the structured report, ``service.dicom_pictures`` the segmentation and the secondary capture,
+``service.dicom_annotations`` the annotations of slides. They import highdicom, which takes most of a second; this module does
+not. ``docs/dicom-results.md`` says what is in the objects.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
     ExplicitVRLittleEndian,
+    MicroscopyBulkSimpleAnnotationsStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
+    VLWholeSlideMicroscopyImageStorage,
 )
 from pydicom.valuerep import TEXT_VR_DELIMS
 
@@ -68,6 +71,8 @@ class Kind:
 REPORT = Kind(Comprehensive3DSRStorage, "SR", 9501, "Overread report")
 MASK = Kind(SegmentationStorage, "SEG", 9502, "Overread segmentation")
 CAPTURE = Kind(SecondaryCaptureImageStorage, "OT", 9503, "Overread picture - not for diagnosis")
+
+ANNOTATIONS = Kind(MicroscopyBulkSimpleAnnotationsStorage, "ANN", 9504, "Overread annotations")
 
 
 @dataclass(frozen=True)
@@ -149,8 +154,13 @@ def check_source(header: Dataset, answer: Answer | SegmentationAnswer) -> None:
         raise ValueError("the answer is about another image")
 
 
+def is_slide(header: Dataset) -> bool:
+    """Tell whether an image is a whole slide, whose positions are those of its total pixel matrix."""
+    return str(header.get("SOPClassUID") or "").strip() == VLWholeSlideMicroscopyImageStorage
+
+
 def number_of(header: Dataset, keyword: str) -> int:
-    """Return Rows or Columns.
+    """Return a size of the header.
 
     Raises
     ------
@@ -173,9 +183,11 @@ def stand_in(header: Dataset) -> Dataset:
         setattr(source, keyword, None if keyword == "PatientSex" else "")
     for keyword in _PRIMARY:
         setattr(source, keyword, str(header[keyword].value).strip())
-    source.SOPClassUID = SecondaryCaptureImageStorage
+    source.SOPClassUID, of = SecondaryCaptureImageStorage, ""
+    if is_slide(header):
+        source.SOPClassUID, of = VLWholeSlideMicroscopyImageStorage, "TotalPixelMatrix"
     source.Modality = "OT"
-    source.Rows, source.Columns = number_of(header, "Rows"), number_of(header, "Columns")
+    source.Rows, source.Columns = number_of(header, of + "Rows"), number_of(header, of + "Columns")
     return source
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import Refusal
+from models.image import Box, read_box
 from models.imaging import sniff
 from service.analysis import Site
 from service.arrivals import OUTSIDE
@@ -29,7 +30,7 @@ def _is_dicom(file: Path) -> bool:
         return False
 
 
-def run(site: Site, source: Path, target: Path) -> dict[str, Any]:
+def run(site: Site, source: Path, target: Path, region: Box | None = None) -> dict[str, Any]:
     """Analyse every DICOM file below a folder, and write the objects into another.
 
     Parameters
@@ -37,6 +38,8 @@ def run(site: Site, source: Path, target: Path) -> dict[str, Any]:
     site : Site
     source, target : Path
         Existing folders. Files of ``target`` are named by number, since a UID or the source's name is an identity.
+    region : (int, int, int, int) or None
+        The part of each image to analyse.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def run(site: Site, source: Path, target: Path) -> dict[str, Any]:
         try:
             if file.stat().st_size > site.settings.max_body_bytes:
                 raise Refusal("too_large")
-            reply, objects = analyse(site, file.read_bytes(), lambda _modality, _uid: None)
+            reply, objects = analyse(site, file.read_bytes(), lambda _modality, _uid: None, region)
         except Refusal as refusal:
             (skipped if refusal.code in OUTSIDE else failed)[refusal.code] += 1
             continue
@@ -74,13 +77,17 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("source", type=Path, metavar="IN", help="folder of the images, with its subfolders")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder of the results; created when missing")
+    parser.add_argument(
+        "--region", metavar="X,Y,WIDTH,HEIGHT", help="analyse this part only; of a whole slide there has to be one"
+    )
     options = parser.parse_args(argv)
+    region = None if options.region is None else read_box(options.region)
     if not options.source.is_dir():
         raise Refusal("data_invalid", "IN is not a folder.")
     options.target.mkdir(parents=True, exist_ok=True)
     site = Site(read_settings())
     try:
-        report = run(site, options.source, options.target)
+        report = run(site, options.source, options.target, region)
     finally:
         site.close()
     (options.target / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n")

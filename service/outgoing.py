@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pydicom.dataset import Dataset
 
 from models.card import ModelCard
-from models.image import Image
+from models.image import Box, Image
 from service.analysis import Site
 from service.answers import Reply
-from service.dicom_results import REPORT, Commit, Written, uids_of
+from service.dicom_results import REPORT, Commit, Written, is_slide, uids_of
 from service.schemas import SegmentationAnswer
 from service.segmentation import restore
 from service.wall import Upload
@@ -26,7 +26,8 @@ def results(wanted: Sequence[str], image: Image, reply: Reply, commit: Commit, e
     Parameters
     ----------
     wanted : sequence of str
-        Some of "sr", "seg" and "sc". There is no segmentation of a classification, nor where no object is called.
+        Some of "sr", "seg", "sc" and "ann". Segmentation and annotations are of objects: there is none of a classification, nor
+        where no object is called. A slide has annotations, and every other image a segmentation, which has the image's size.
     image : Image
         The source.
     reply : Reply
@@ -55,10 +56,16 @@ def results(wanted: Sequence[str], image: Image, reply: Reply, commit: Commit, e
 
         before = earlier(REPORT.modality, uids_of(REPORT, answer, commit).sop_instance_uid)
         written.append(structured_report(image.header, answer, commit, before))
-    if "seg" in wanted and isinstance(answer, SegmentationAnswer) and answer.objects:
+    found = answer if isinstance(answer, SegmentationAnswer) and answer.objects else None
+    slide = is_slide(image.header)
+    if "seg" in wanted and found is not None and not slide:
         from service.dicom_pictures import segmentation_object
 
-        written.append(segmentation_object(image.header, answer, commit, restore(reply.stored.result).label_image))
+        written.append(segmentation_object(image.header, found, commit, restore(reply.stored.result).label_image))
+    if "ann" in wanted and found is not None and slide:
+        from service.dicom_annotations import bulk_annotations
+
+        written.append(bulk_annotations(image.header, found, commit))
     if "sc" in wanted:
         from service.dicom_pictures import secondary_capture
 
@@ -66,8 +73,10 @@ def results(wanted: Sequence[str], image: Image, reply: Reply, commit: Commit, e
     return written
 
 
-def analyse(site: Site, data: bytes, earlier: Earlier) -> tuple[Reply, list[Dataset]]:
+def analyse(site: Site, data: bytes, earlier: Earlier, region: Box | None = None) -> tuple[Reply, list[Dataset]]:
     """Analyse a DICOM file with the model of ``pacs_model``, commit the result, and write the objects of ``pacs_results``.
+
+    ``region`` is the part to analyse, as in :class:`service.wanted.Wanted`; of a slide there has to be one.
 
     Raises
     ------
@@ -77,7 +86,7 @@ def analyse(site: Site, data: bytes, earlier: Earlier) -> tuple[Reply, list[Data
     settings = site.settings
     served = site.served(settings.pacs_model)
     heatmap = "sc" in settings.pacs_results and isinstance(served.predictor.card, ModelCard)
-    wanted = Wanted(settings.pacs_model, heatmap=heatmap, site=settings.pacs_site)
+    wanted = Wanted(settings.pacs_model, heatmap=heatmap, region=region, site=settings.pacs_site)
     analysis = site.analyse(Upload(data, "application/dicom"), wanted, served)
     reply = site.conclude(analysis)
     limits = analysis.served.limits_sha256

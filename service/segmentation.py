@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image
 from models.objects import DetectedObject, Segmentation, TileDoubt
 from service.schemas import Extras, ObjectAnswer, Picture, Quantities, RegionAnswer, SegmentationRecord, Tile
-from service.wanted import Box, Wanted
+from service.wanted import Wanted
 
 if TYPE_CHECKING:
     from models.geojson import Region

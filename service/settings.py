@@ -127,8 +127,8 @@ class Settings(BaseModel):
     )
     pacs_model: str | None = Field(None, description="Name of the model for images of the archive; the default model if not set.")
     pacs_site: str = Field("", description="Which of the sites the images of the archive come from; none if not set.")
-    pacs_results: tuple[Literal["sr", "seg", "sc"], ...] = Field(
-        ("sr",), description="What is stored: sr, seg, sc, separated by commas."
+    pacs_results: tuple[Literal["sr", "seg", "sc", "ann"], ...] = Field(
+        ("sr",), description="What is stored: sr, seg, sc, ann, separated by commas."
     )
     pacs_modalities: tuple[str, ...] = Field((), description="Modalities that are fetched; all if not set.")
     pacs_body_parts: tuple[str, ...] = Field((), description="Values of BodyPartExamined that are fetched; all if not set.")

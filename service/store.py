@@ -24,14 +24,13 @@ from sqlalchemy.dialects.sqlite import insert
 
 from models.batch import AnyPredictor
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image
 from models.objects import Segmentation
 from models.postprocess import Prediction
 from models.triage import Judgement
 from service.schemas import SegmentationRecord
 from service.segmentation import pack
 from service.tables import instances, models, results, verdicts
-from service.wanted import Box
 
 # Statements are built once: building them costs more than running them.
 _ADD_MODEL, _ADD_RESULT, _ADD_INSTANCE, _ADD_VERDICT = (

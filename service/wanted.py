@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.card import ModelCard, SegmenterCard
 from models.errors import Refusal
-from models.image import Image
+from models.image import Box, Image, read_box
 from service.negotiation import GEOJSON, JSON, choose
-
-Box = tuple[int, int, int, int]
-"""A part of an image: x, y, width, height, in original pixels."""
 
 FLAGS = ("heatmap", "label_image", "overlay", "picture")
 PARAMETERS = {"model", "region", "site", *FLAGS}
 """Query parameters of ``POST /v1/predict``."""
-_REGION = re.compile(r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -89,19 +84,15 @@ def read_wanted(query: Mapping[str, str], accept: str, site: str = "") -> Wanted
     for name in FLAGS:
         if query.get(name, "false") not in {"true", "false"}:
             raise Refusal("bad_request", f"{name} must be true or false.")
-    region = None
-    if "region" in query:
-        numbers = _REGION.fullmatch(query["region"])
-        if numbers is None:
-            raise Refusal("bad_request", "region must be x,y,width,height in whole pixels.")
-        x, y, width, height = (int(number) for number in numbers.groups())
-        region = (x, y, width, height)
+    region = read_box(query["region"]) if "region" in query else None
     flags = {name: query.get(name) == "true" for name in FLAGS}
     return Wanted(query.get("model"), region=region, accept=accept, site=site, **flags)
 
 
 def region_within(region: Box | None, image: Image) -> Box | None:
     """Check a region against the image; the whole image is None, so that it has one result, however it was asked for.
+
+    Of a slide the region stays what it is: there is no other way to ask for it.
 
     Raises
     ------
@@ -113,4 +104,4 @@ def region_within(region: Box | None, image: Image) -> Box | None:
     x, y, width, height = region
     if not width or not height or x + width > image.columns or y + height > image.rows:
         raise Refusal("bad_request", f"region must lie inside the image of {image.columns} x {image.rows} pixels.")
-    return None if (width, height) == (image.columns, image.rows) else region
+    return None if (width, height) == (image.columns, image.rows) and image.region is None else region

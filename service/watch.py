@@ -28,7 +28,7 @@ from pydicom.dataset import Dataset
 from models.errors import Refusal
 from service.analysis import Site
 from service.arrivals import DONE, FAILED, OUTSIDE, SKIPPED, Arrival, Arrivals, Object, Position
-from service.dicom_results import Written, dicom_bytes, is_ours
+from service.dicom_results import Written, dicom_bytes, is_ours, is_slide
 from service.dicomweb import Archive
 from service.outgoing import analyse
 from service.places import Header, Place, place_of
@@ -199,6 +199,8 @@ class Watch:
             raise Refusal("no_pixel_data")
         if not asked_for(self._settings, header):
             raise Refusal("not_asked_for")
+        if is_slide(cast(Dataset, header)):  # it is not fetched: nobody has said which part of it to analyse
+            raise Refusal("region_required")
         place = place_of(arrival.place.reference, header)
 
         def earlier(modality: str, uid: str) -> Written | None:
