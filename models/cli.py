@@ -15,6 +15,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
     "watch": ("service.watch:main", "analyse what arrives in an archive (PACS) and store the results there"),
     "folder": ("service.folders:main", "analyse a folder of DICOM files into a folder of results, as a router's module"),
+    "receive": ("service.receive:main", "take images by C-STORE, analyse them and store the results in the archive"),
     "promote": ("service.promotion:promote_main", "answer with another package of a model, once it was compared"),
     "candidate": ("service.promotion:candidate_main", "try a package beside the current one, without answering with it"),
     "rollback": ("service.promotion:rollback_main", "answer with the package before the current one again"),
@@ -29,6 +30,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> ("module:function", what it does). The function takes the remaining arguments and returns an exit code."""
 
+
+EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "onnxscript"), "train") | {"pynetdicom": "dimse"}
+"""Library -> the extra that brings it."""
 
 def usage() -> str:
     """Return the text of ``overread --help``."""
@@ -60,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"overread {verb}: {refusal}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in {"torch", "lightning", "monai", "sklearn", "onnxscript"}:
-            print(f"overread {verb}: {error.name} is not installed; pip install -e '.[train]' brings it", file=sys.stderr)
-            return 2
-        raise
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"overread {verb}: {error.name} is not installed; pip install -e '.[{extra}]' brings it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"overread {verb}: interrupted", file=sys.stderr)
         return 130

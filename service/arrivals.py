@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from service.tables import pacs_instances, pacs_objects, pacs_positions
 
 WAITING, DONE, SKIPPED, FAILED = STATES = ("waiting", "done", "skipped", "failed")
 """To be analysed and stored; stored in the archive; not to be analysed, with the reason; given up, with the reason."""
+RECEIVED = "received:"
+"""How the reference of an instance begins that a sender brought: nobody can fetch it, so it is never due, nor replayed."""
 OUTSIDE = frozenset(
     {
         *("own_output", "no_pixel_data", "multi_frame", "region_required", "not_tissue"),
@@ -24,6 +27,9 @@ OUTSIDE = frozenset(
     }
 )
 """Codes of instances that are not for the model, or gone: skipped. Every other is a failure."""
+
+
+_RECEIVED = pacs_instances.c.reference.startswith(RECEIVED, autoescape=True)
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,17 @@ class Object:
 
 @dataclass(frozen=True)
 class Failure:
-    """An instance that was given up, as an operator sees it: by our own number, without a UID."""
+    """An instance that was given up, as an operator sees it: by our own number, without a UID.
+
+    ``received`` is one that a sender brought, and has to send again.
+    """
 
     id: int
     code: str
     attempts: int
     seen_at: datetime
     updated_at: datetime
+    received: bool
 
 
 class Arrivals:
@@ -116,13 +126,34 @@ class Arrivals:
     def due(self, limit: int) -> list[Arrival]:
         """Return instances whose time has come, those that wait longest first."""
         table = pacs_instances.c
-        query = sa.select(pacs_instances).where(table.state == WAITING, table.due_at <= time.time())
+        query = sa.select(pacs_instances).where(table.state == WAITING, table.due_at <= time.time(), ~_RECEIVED)
         with self._store.reading() as connection:
             rows = connection.execute(query.order_by(table.due_at, table.id).limit(limit)).all()
         return [
             Arrival(row.id, Place(row.reference, row.study_uid, row.series_uid, row.sop_instance_uid), row.attempts)
             for row in rows
         ]
+
+    def receive(self, sop_instance_uid: str) -> int:
+        """Note that an instance was received, before anything is done with it; return its row's number."""
+        now = datetime.now(UTC)
+        # A digest, since what a sender calls an instance may be no UID, and of any length
+        reference = RECEIVED + hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:48]
+        start = {"state": WAITING, "code": "", "due_at": 0.0, "updated_at": now}
+        place = {"study_uid": "", "series_uid": "", "sop_instance_uid": ""}
+        new = insert(pacs_instances).values(reference=reference, seen_at=now, attempts=1, **start, **place)
+        again = start | {"attempts": sa.case((pacs_instances.c.state == DONE, 1), else_=pacs_instances.c.attempts + 1)}
+        with self._store.writing() as connection:
+            connection.execute(new.on_conflict_do_update(["reference"], set_=again))
+            row = connection.execute(sa.select(pacs_instances.c.id).where(pacs_instances.c.reference == reference))
+            return int(row.scalar_one())
+
+    def abandon(self) -> int:
+        """Give up what was received and not answered, since the process that did it is gone; return how many."""
+        values = {"state": FAILED, "code": "internal_error", "updated_at": datetime.now(UTC)}
+        left = sa.update(pacs_instances).where(pacs_instances.c.state == WAITING, _RECEIVED)
+        with self._store.writing() as connection:
+            return connection.execute(left.values(values)).rowcount
 
     def begin(self, number: int) -> None:
         """Count an attempt before it is made: an image that kills the process must not do so for ever."""
@@ -169,13 +200,13 @@ class Arrivals:
     def failures(self) -> list[Failure]:
         """Return every instance that was given up, the oldest first."""
         table = pacs_instances.c
-        query = sa.select(table.id, table.code, table.attempts, table.seen_at, table.updated_at)
+        query = sa.select(table.id, table.code, table.attempts, table.seen_at, table.updated_at, _RECEIVED)
         with self._store.reading() as connection:
             return [Failure(*row) for row in connection.execute(query.where(table.state == FAILED).order_by(table.id))]
 
     def replay(self, numbers: Iterable[int] | None = None) -> int:
         """Let failed instances be tried again, all or those of these numbers; return how many."""
-        chosen = pacs_instances.c.state == FAILED
+        chosen = (pacs_instances.c.state == FAILED) & ~_RECEIVED
         if numbers is not None:
             chosen &= pacs_instances.c.id.in_(list(numbers))
         values = {"state": WAITING, "attempts": 0, "due_at": 0.0, "updated_at": datetime.now(UTC)}

@@ -236,7 +236,8 @@ def _list_failures(arrivals: Arrivals) -> int:
     failures = arrivals.failures()
     for item in failures:
         times = f"seen {item.seen_at:%Y-%m-%d %H:%M}\tlast {item.updated_at:%Y-%m-%d %H:%M} UTC"
-        print(f"{item.id}\t{item.code}\t{item.attempts} attempts\t{times}")
+        again = "\treceived: send it again" if item.received else ""
+        print(f"{item.id}\t{item.code}\t{item.attempts} attempts\t{times}{again}")
     states = ", ".join(f"{number} {state}" for state, number in arrivals.counts().items())
     print(f"overread watch: {states}", file=sys.stderr)
     return 1 if failures else 0

@@ -1,0 +1,342 @@
+"""C-STORE and C-ECHO by dcmtk to a running ``overread receive``; row 15, 16 and 17 of docs/reliability.md for what is sent.
+
+Orthanc stands behind it in the tests that look for results.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+
+from models.example import chest_phantom
+from tests.certificates import Authority
+from tests.conftest import ROOT, free_port, require
+from tests.e2e.orthancs import PASSWORD, SECONDS, USER, Door, Orthanc, once, reports, until
+from tests.models.dicom_files import written
+from tests.service.archives import chest
+
+STATES = "SELECT state, code FROM pacs_instances"
+UNDERSTOOD = {"OVERREAD_DIMSE_TITLE": "OVERREAD", "OVERREAD_DIMSE_CALLERS": "CT-1,STORESCU"}
+
+
+class Receiver:
+    """A running ``overread receive``, on one state folder through restarts."""
+
+    def __init__(self, package: Path, folder: Path, **settings: str) -> None:
+        self.state, self.log = folder / "state", folder / "receive.log"
+        self.port = free_port()
+        self.state.mkdir(exist_ok=True)
+        known = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
+        given = {"STATE": str(self.state), "MODELS": str(package), "THREADS": "1", "DIMSE_PORT": str(self.port)}
+        self.environment = known | UNDERSTOOD | {f"OVERREAD_{name}": value for name, value in (given | settings).items()}
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it listens."""
+        lines = self.log.read_text().count("receive_ready") if self.log.exists() else 0
+        with self.log.open("ab") as out:
+            command = [sys.executable, "-m", "models.cli", "receive"]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=out, stderr=out)
+        until(lambda: self.process.poll() is not None or self.log.read_text().count("receive_ready") > lines)
+        assert self.process.poll() is None, self.log.read_text()[-2000:]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+    def call(self, tool: str, *arguments: str | Path, called: str = "OVERREAD", calling: str = "CT-1") -> tuple[int, str]:
+        """Run a tool of dcmtk against it; return its exit code and what it said."""
+        titles = ["-aec", called, "-aet", calling]
+        command = [tool, "-v", *titles, "127.0.0.1", str(self.port), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+        return done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace")
+
+    def send(self, *files: Path, **titles: str) -> list[str]:
+        """Send files, and return what was answered to each: the status as hexadecimal digits, or Success."""
+        shown = self.call("storescu", "-d", "-nh", *files, **titles)[1]
+        found = re.findall(r"DIMSE Status\s*: 0x([0-9a-f]{4})", shown)
+        return [status.upper() for status in found]
+
+    def failures(self) -> list[list[str]]:
+        command = [sys.executable, "-m", "models.cli", "watch", "--failures"]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        rows = [line.split("\t") for line in done.stdout.splitlines()]
+        assert done.returncode == (1 if rows else 0)
+        return rows
+
+
+@pytest.fixture
+def receive(package: Path, tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
+    """Return a function that starts a receiver: ``receive(**settings)``."""
+    for tool in ("storescu", "echoscu"):
+        require(tool)
+    started: list[Receiver] = []
+
+    def start(**settings: str) -> Receiver:
+        started.append(Receiver(package, tmp_path, **settings))
+        return started[-1]
+
+    yield start
+    for receiver in started:
+        receiver.kill()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes an instance to a file."""
+
+    def write(data: bytes) -> Path:
+        folder = tmp_path / "sent"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{len(list(folder.iterdir()))}.dcm"
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    require("Orthanc")
+    orthanc = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    yield orthanc
+    orthanc.close()
+
+
+@pytest.fixture
+def empty(orthanc: Orthanc) -> Orthanc:
+    for patient in orthanc.client.get("/patients").json():
+        orthanc.client.delete(f"/patients/{patient}")
+    return orthanc
+
+
+@pytest.fixture
+def door(orthanc: Orthanc) -> Iterator[Door]:
+    door = Door(orthanc.http)
+    yield door
+    door.close()
+
+
+def before(url: str, folder: Path) -> dict[str, str]:
+    """Return the settings of a receiver that stands before an Orthanc."""
+    (folder / "password").write_text(PASSWORD)
+    return {"PACS_URL": f"{url}/dicom-web", "PACS_USER": USER, "PACS_PASSWORD_FILE": str(folder / "password")}
+
+
+def test_what_is_sent_is_committed_and_its_results_are_in_the_archive_once(
+    receive: Any, file: Any, empty: Orthanc, ask: Any, tmp_path: Path
+) -> None:
+    receiver = receive(**before(empty.url, tmp_path), PACS_RESULTS="sr,sc", DIMSE_ASSOCIATIONS="2")
+    assert receiver.call("echoscu")[0] == 0
+    first, second = file(chest(1)), file(chest(2))
+    assert receiver.send(first) == ["0000"]
+    assert ask(receiver.state, "SELECT count(*) FROM results") == [(1,)], "committed before it was answered"
+    assert reports(empty) == once(range(1, 2))
+    command = ["storescu", "-d", "-aec", "OVERREAD", "-aet", "CT-1", "127.0.0.1", str(receiver.port)]
+    senders = [subprocess.Popen([*command, *[str(first)] * 10], stdout=-1, stderr=-2) for _ in range(2)]
+    for sender in senders:
+        shown, _ = sender.communicate(timeout=SECONDS)
+        assert shown.count(b"DIMSE Status                  : 0x0000") == 10, shown[-500:]
+    assert receiver.send(second) == ["0000"]
+    assert reports(empty) == once(range(1, 3))
+    assert len(empty.ours()) == 4
+    assert ask(receiver.state, "SELECT count(*), sum(state = 'done') FROM pacs_instances") == [(2, 2)]
+    assert ask(receiver.state, "SELECT count(*) FROM pacs_objects") == [(4,)]
+    check_identity(receiver)
+
+
+def check_identity(receiver: Receiver) -> None:
+    log = receiver.log.read_text()
+    assert "received_instance" in log, "the control: there is something to look at"
+    assert [mark for mark in ("2.25.", "CT-1", "127.0.0.1", "Traceback") if mark in log] == []
+    others = [path for path in receiver.state.rglob("*") if path.is_file() and not path.name.startswith("overread.sqlite3")]
+    assert [path for path in others if b"2.25." in path.read_bytes() or "2.25" in path.name] == []
+
+
+def test_without_an_archive_the_result_is_committed(receive: Any, file: Any, ask: Any) -> None:
+    receiver = receive()
+    assert receiver.send(file(chest_phantom())) == ["0000"]
+    assert ask(receiver.state, "SELECT count(*) FROM verdicts") == [(1,)]
+    assert ask(receiver.state, "SELECT count(*) FROM pacs_objects") == [(0,)]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_between_receiving_and_answering(
+    receive: Any, file: Any, empty: Orthanc, door: Door, ask: Any, tmp_path: Path, moment: str
+) -> None:
+    def kill(method: str, _: str) -> None:
+        if method == "POST" and receiver.process.poll() is None:
+            receiver.kill()
+            if moment == "before":
+                raise ConnectionAbortedError
+
+    receiver = receive(**before(door.url, tmp_path))
+    setattr(door, moment, kill)
+    sent = file(chest(1))
+    status, _ = receiver.call("storescu", sent)
+    assert receiver.process.poll() is not None
+    assert status != 0, "the sender knows that it was not answered"
+    setattr(door, moment, lambda method, path: None)
+    receiver.start()
+    assert ask(receiver.state, STATES) == [("failed", "internal_error")]
+    assert receiver.send(sent) == ["0000"]
+    assert ask(receiver.state, STATES) == [("done", "")]
+    assert reports(empty) == once(range(1, 2))
+
+
+def test_what_is_refused_is_answered_so_and_listed(receive: Any, file: Any) -> None:
+    receiver = receive(MAX_BODY_BYTES="100000")
+    odd = {
+        "C000": file(chest(1, PixelData=b"12")),
+        "C001": file(chest(2, Modality="CT")),
+    }
+    for status, path in odd.items():
+        assert receiver.send(path) == [status]
+    large = pydicom.dcmread(io.BytesIO(chest(3)))
+    large.Rows, large.Columns = 400, 400
+    large.PixelData = bytes(2 * 400 * 400)
+    assert receiver.send(file(written(large)), file(chest(4))) == ["C000", "0000"], "and the association goes on"
+    assert [(row[1], row[-1]) for row in receiver.failures()] == [
+        ("inconsistent_image", "received: send it again"),
+        ("too_large", "received: send it again"),
+    ]
+    check_identity(receiver)
+
+
+def test_what_cannot_be_stored_now_is_the_senders_to_send_again(
+    receive: Any, file: Any, empty: Orthanc, door: Door, ask: Any, tmp_path: Path
+) -> None:
+    """An archive that is away; a disk that is full is the same to the sender."""
+    receiver = receive(**before(door.url, tmp_path), PACS_TIMEOUT_SECONDS="5")
+    door.open = False
+    sent = file(chest(1))
+    assert receiver.send(sent) == ["A700"]
+    assert ask(receiver.state, STATES) == [("failed", "archive_unavailable")]
+    door.open = True
+    assert receiver.send(sent) == ["0000"]
+    assert ask(receiver.state, STATES) == [("done", "")]
+    assert reports(empty) == once(range(1, 2))
+
+
+def test_strangers_are_refused(receive: Any, file: Any) -> None:
+    receiver = receive()
+    sent = file(chest(1))
+    for titles in ({"called": "OTHER"}, {"calling": "CT-2"}):
+        status, shown = receiver.call("storescu", sent, **titles)
+        assert status != 0
+        assert "Not Recognized" in shown
+        assert receiver.call("echoscu", **titles)[0] != 0
+    report = pydicom.dcmread(io.BytesIO(chest(1)))
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = pydicom.uid.EncapsulatedPDFStorage
+    status, shown = receiver.call("storescu", file(written(report)))
+    assert status != 0
+    assert "No valid Presentation Context" in shown
+    assert receiver.call("storescu", sent)[0] == 0, "the control"
+
+
+def test_a_stop_answers_what_is_under_way(receive: Any, file: Any, empty: Orthanc, door: Door, tmp_path: Path) -> None:
+    receiver = receive(**before(door.url, tmp_path))
+
+    def stop(method: str, _: str) -> None:
+        if method == "POST":
+            receiver.process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+
+    door.before = stop
+    assert receiver.send(file(chest(1))) == ["0000"]
+    assert receiver.process.wait(40) == 0
+    assert reports(empty) == once(range(1, 2))
+
+
+def request(calling: bytes = b"CT-1", called: bytes = b"OVERREAD") -> bytes:
+    """Return an A-ASSOCIATE-RQ that proposes CT Image Storage, implicit little endian (PS3.8, 9.3.2)."""
+
+    def item(kind: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", kind, 0, len(content)) + content
+
+    application = item(0x10, b"1.2.840.10008.3.1.1.1")
+    syntaxes = item(0x30, pydicom.uid.CTImageStorage.encode()) + item(0x40, b"1.2.840.10008.1.2")
+    user = item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3"))
+    body = struct.pack(">HH16s16s32x", 1, 0, called.ljust(16), calling.ljust(16))
+    body += application + item(0x20, b"\x01\0\0\0" + syntaxes) + user
+    return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+def fragment(flags: int, content: bytes) -> bytes:
+    """Return a P-DATA-TF with one fragment."""
+    return struct.pack(">BBLLBB", 4, 0, len(content) + 6, len(content) + 2, 1, flags) + content
+
+
+def resident_mib(process: int) -> float:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+
+def test_nobody_can_fill_the_memory(receive: Any) -> None:
+    """A data set without end, commands without end, PDUs of 2 GB, a hundred silent callers."""
+    receiver = receive(MAX_BODY_BYTES="1000000", DIMSE_TIMEOUT_SECONDS="2")
+    assert receiver.call("echoscu")[0] == 0
+    before_them = resident_mib(receiver.process.pid)
+    peak = 0.0
+
+    def closed(begin: bytes, content: bytes) -> bool:
+        """Send without end; return whether the receiver ends it."""
+        nonlocal peak
+        end = time.monotonic() + 20
+        with socket.create_connection(("127.0.0.1", receiver.port), timeout=20) as connection:
+            connection.sendall(begin)
+            try:
+                connection.recv(4096)
+                while time.monotonic() < end:
+                    connection.sendall(content)
+                    peak = max(peak, resident_mib(receiver.process.pid))
+            except OSError:
+                return True
+        return False
+
+    assert closed(request(), fragment(0, bytes(60_000))), "a data set"
+    assert closed(request(), fragment(1, bytes(60_000))), "commands"
+    assert closed(request() + struct.pack(">BBL", 4, 0, 2**31 - 1), bytes(60_000)), "a PDU"
+    assert closed(struct.pack(">BBL", 1, 0, 2**31 - 1), bytes(60_000)), "the first PDU"
+    silent = [socket.create_connection(("127.0.0.1", receiver.port), timeout=20) for _ in range(100)]
+    assert sum(_closed(connection) for connection in silent) == 100, (
+        "at once where there is no room, after the time-out otherwise"
+    )
+    until(lambda: receiver.call("echoscu")[0] == 0, 30)
+    assert peak - before_them < 40
+    assert receiver.process.poll() is None
+
+
+def _closed(connection: socket.socket) -> bool:
+    with connection:
+        try:
+            return connection.recv(1) in {b"", b"\x03", b"\x07"}
+        except ConnectionResetError:
+            return True
+
+
+def test_tls_with_certificates_on_both_sides(receive: Any, file: Any, tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    receiver = receive(DIMSE_CERTIFICATE_FILE=str(ours.issue("127.0.0.1")), DIMSE_CA_FILE=str(theirs.certificate))
+    sent = file(chest(1))
+    assert receiver.call("storescu", sent)[0] != 0, "nothing without TLS"
+    key, certificate = theirs.issue_pair("scanner")
+    tls = ("+tls", key, certificate, "+cf", ours.certificate)
+    assert receiver.call("storescu", *tls, sent)[0] == 0
+    strange_key, strange = ours.issue_pair("scanner")
+    assert receiver.call("storescu", "+tls", strange_key, strange, "+cf", ours.certificate, sent)[0] != 0
+    with socket.create_connection(("127.0.0.1", receiver.port)):  # one who says nothing holds up nobody
+        assert receiver.call("echoscu", *tls)[0] == 0
