@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from models.batch import MAX_FILE_BYTES, main
@@ -15,6 +17,7 @@ from models.imaging import read_image
 from models.predictor import Predictor
 from models.segmenter import SegmenterPredictor
 from models.triage import Judgement
+from tests.models.slides import SPACING, slide_bytes
 
 
 @pytest.fixture
@@ -158,3 +161,33 @@ def test_a_classifier_has_no_objects_to_write(folder: Path, package: Path, tmp_p
         main([str(folder), "--out", str(tmp_path / "r.csv"), "--model", str(package), "--objects", str(tmp_path / "o")])
     assert refusal.value.code == "config_invalid"
     assert not (tmp_path / "o").exists()
+
+
+def test_a_part_of_an_image_and_of_a_slide(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    """The slide holds the same pixels: what is found in it is what is found in the picture."""
+    picture, objects, model = tissue / "tissue.png", tmp_path / "objects", str(make_segmenter())
+    (tmp_path / "slide.dcm").write_bytes(slide_bytes(np.asarray(PIL.Image.open(picture).convert("RGB"))))
+    paths = [str(picture), str(tmp_path / "slide.dcm")]
+    options = ["--out", str(tmp_path / "r.jsonl"), "--model", model, "--objects", str(objects)]
+    assert main([*paths, *options, "--region", "100,60,300,200"]) == 0
+    of_picture, of_slide = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())
+    assert of_picture["objects"] == of_slide["objects"]
+    points = np.concatenate([item["polygon"] for item in of_slide["objects"]])
+    assert (points.min(0) >= (100, 60)).all()
+    assert (points.max(0) <= (400, 260)).all()
+    assert of_slide["density_per_mm2"] == pytest.approx(of_slide["count"] / (300 * 200 * SPACING**2))
+    assert len({path.name for path in objects.iterdir() if path.name.endswith("-100-60-300-200.geojson")}) == 2
+    assert main([*paths, *options]) == 1, "a slide needs a region"
+    _, refused = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())
+    assert refused["error"] == "region_required"
+
+
+@pytest.mark.parametrize("region", ["1,2,3", "a,b,c,d", "1,2,3,-4", "1.5,0,9,9"])
+def test_a_region_that_is_none(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path, region: str) -> None:
+    with pytest.raises(Refusal, match="x,y,width,height"):
+        main([str(tissue), "--out", str(tmp_path / "r.csv"), "--model", str(make_segmenter()), "--region", region])
+
+
+def test_a_classifier_predicts_no_part(folder: Path, package: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="config_invalid"):
+        main([str(folder), "--out", str(tmp_path / "r.csv"), "--model", str(package), "--region", "0,0,64,64"])

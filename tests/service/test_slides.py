@@ -26,7 +26,7 @@ from tests.conftest import ROOT, require
 from tests.models.slides import JPEG, JPEG2000, SPACING, Pixels, noise, slide_bytes, tissue
 from tests.service.archives import MemoryArchive, settle
 from tests.service.dicom_sources import COMMIT, box, errors, header_of, problems, read_back, segmented
-from tests.service.discs import check, decoded, refusal
+from tests.service.discs import check, decoded, png_of, refusal
 
 REGION = (50, 30, 240, 180)
 SQUARES = ((100, 70, 130, 95), (64, 128, 128, 192), (200, 40, 201 + 24, 41 + 24))
@@ -125,6 +125,16 @@ def test_a_classifier_takes_no_slide(caller: Any) -> None:
 def test_labels_and_overviews_are_no_tissue(caller: Any) -> None:
     label = slide_bytes(squares(), ImageType=["ORIGINAL", "PRIMARY", "LABEL", "NONE"])
     assert refusal(ask(caller, label)) == (422, "not_tissue")
+
+
+def test_the_shipped_model_finds_in_a_slide_what_it_finds_in_a_picture(make_site: Any, connect: Any, data_root: Path) -> None:
+    caller = connect(make_site(models=(ROOT / "models" / "zoo" / "nuclei",)))
+    stained = tissue(data_root)[:400, :400]
+    picture = check(caller.predict(png_of(stained), "image/png", "?model=nuclei&region=70,90,250,240"))
+    slide = check(ask(caller, slide_bytes(stained, JPEG2000), (70, 90, 250, 240)))
+    assert len(slide["objects"]) > 10
+    assert slide["objects"] == picture["objects"]
+    assert slide["predicted_loss"] == picture["predicted_loss"]
 
 
 # Annotations
