@@ -109,8 +109,8 @@ class AdaptationTraining(lightning.LightningModule):
 
         Parameters
         ----------
-        images, labels, kinds : Tensor, shapes (L, C, H, W), (L,) and (L,), int64
-            Kinds are :data:`SOURCE`, :data:`LABELLED` or :data:`PSEUDO`.
+        images, labels, kinds : Tensor, shapes (L, C, H, W), (L,) and (L,), int64, L >= 2
+            Kinds are :data:`SOURCE`, :data:`LABELLED` or :data:`PSEUDO`; a single one of the source is left out.
         unlabelled : Tensor, shape (N, C, H, W), N >= 2
         generator : Generator
             On the CPU.
