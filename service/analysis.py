@@ -136,7 +136,8 @@ class Site:
         if wanted.picture and refused is None:
             extras = replace(extras, picture=shown_picture(image, upload.body))
         verdict = known[1] if known else None
-        draft = None if region else self._draft(upload.body, image, stored, served, uid, verdict, wanted.site)
+        part = region is not None or image.region is not None  # of an image, or of a slide: an item is a whole image
+        draft = None if part else self._draft(upload.body, image, stored, served, uid, verdict, wanted.site)
         return Analysis(upload, region, image, stored, served, uid, verdict, extras, media_type, refused, draft, wanted.site)
 
     def score_again(self, image: Image, served: Served, site: str, patient: str) -> None:

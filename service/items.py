@@ -199,7 +199,8 @@ class Items:
 
     def stale(self, model_name: str, model_sha256: str, after: int, most: int) -> list[Row]:
         """Return items that another package scored, by their number, from the one after ``after`` on."""
-        latest = sa.select(sa.func.max(verdicts.c.id)).where(verdicts.c.result_id == items.c.result_id).scalar_subquery()
+        others = verdicts.alias()
+        latest = sa.select(sa.func.max(others.c.id)).where(others.c.result_id == items.c.result_id).scalar_subquery()
         query = (
             sa.select(items.c.id, items.c.image_sha256, items.c.site, items.c.patient, kept_images.c.facts)
             .add_columns(results.c.media_type, verdicts.c.sop_instance_uid)

@@ -70,7 +70,7 @@ class Kept:
                     continue
                 if file.suffix == _PART:
                     file.unlink()
-                elif file.suffix == ".png":
+                elif file == self._file(file.stem):
                     yield file.stem
             except FileNotFoundError:  # another worker was first
                 continue

@@ -28,9 +28,9 @@ def scan(seed: int, patient: str | None = None, **attributes: Any) -> bytes:
     return stream.getvalue()
 
 
-def take(site: Site, body: bytes, media_type: str = "application/dicom", **wanted: Any) -> Any:
+def take(installed: Site, body: bytes, media_type: str = "application/dicom", **wanted: Any) -> Any:
     """Analyse and commit one scan, as the routes do; return the reply."""
-    return site.conclude(site.analyse(Upload(body, media_type), Wanted(**wanted)))
+    return installed.conclude(installed.analyse(Upload(body, media_type), Wanted(**wanted)))
 
 
 def ask(site: Site, sql: str, *values: Any) -> list[tuple[Any, ...]]:
