@@ -12,7 +12,7 @@ from service.schemas import Answer, FindingAnswer, Reason, SegmentationAnswer
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-ItemId = Annotated[int, Field(ge=1, le=2**53)]
+ItemId = Annotated[int, Field(strict=True, ge=1, le=2**53)]
 """Up to what JavaScript holds exactly."""
 LeaseId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]

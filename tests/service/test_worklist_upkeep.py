@@ -85,7 +85,8 @@ def test_items_get_the_results_of_the_package_that_is_current_now(
         assert key == reply.stored.result["id"]
         for name in ("predicted_loss", "domain_distance", "loss_score"):
             assert found.result[name] == pytest.approx(reply.stored.result[name], abs=1e-3)
-        assert {"rows", "columns", "media_type"} <= {n for n in found.result if found.result[n] == reply.stored.result[n]}
+        for name in ("image_sha256", "rows", "columns", "media_type", "notes"):
+            assert found.result[name] == reply.stored.result[name]
         assert told == (reply.uid, reply.judgement)
     assert ask(site, "SELECT DISTINCT site FROM items WHERE patient != ''") == [("east",), ("",)]
 
