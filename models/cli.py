@@ -12,10 +12,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("models.batch:main", "predict for files or folders, without a server"),
     "select": ("models.pool:main", "choose what to annotate of a pool of images"),
     "certify": ("models.certify:main", "measure a model at a site, with intervals, from a small sample of labels"),
+    "plan": ("training.plan:main", "how many labels a target needs, from a learning curve of your own data"),
     "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
     "watch": ("service.watch:main", "analyse what arrives in an archive (PACS) and store the results there"),
-    "folder": ("service.folders:main", "analyse a folder of DICOM files into a folder of results, as a router's module"),
     "receive": ("service.receive:main", "take images by C-STORE, analyse them and store the results in the archive"),
+    "folder": ("service.folders:main", "analyse a folder of DICOM files into a folder of results, as a router's module"),
     "promote": ("service.promotion:promote_main", "answer with another package of a model, once it was compared"),
     "candidate": ("service.promotion:candidate_main", "try a package beside the current one, without answering with it"),
     "rollback": ("service.promotion:rollback_main", "answer with the package before the current one again"),
@@ -30,9 +31,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> ("module:function", what it does). The function takes the remaining arguments and returns an exit code."""
 
-
 EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "onnxscript"), "train") | {"pynetdicom": "dimse"}
 """Library -> the extra that brings it."""
+
 
 def usage() -> str:
     """Return the text of ``overread --help``."""

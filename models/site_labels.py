@@ -26,7 +26,7 @@ class Label:
     probability: float | None
 
 
-def read_labels(file: Path, column: str | None, classes: Sequence[str], names: dict[str, Path]) -> tuple[list[Label], int]:
+def read_labels(file: Path, column: str | None, classes: Sequence[str] | None, names: dict[str, Path]) -> tuple[list[Label], int]:
     """Read a file of labels.
 
     Parameters
@@ -36,7 +36,7 @@ def read_labels(file: Path, column: str | None, classes: Sequence[str], names: d
     column : str or None
         Their name; None takes ``inclusion_probability`` if it is there.
     classes : sequence of str
-        Of the model card.
+        Of the model card; None takes any.
     names : dict
         Of :func:`names_of`.
 
@@ -70,7 +70,7 @@ def read_labels(file: Path, column: str | None, classes: Sequence[str], names: d
         if not label:
             empty += 1
             continue
-        if label not in classes:
+        if classes is not None and label not in classes:
             raise Refusal("data_invalid", f"Row {number} of --labels has a class that the model card does not know.")
         if name in first:
             _again(first[name], number, label)
