@@ -159,6 +159,29 @@ def test_whatever_changes_the_slide_changes_its_identity() -> None:
     assert len({read(item, region).sha256 for item in changed}) == len(changed)
 
 
+def test_where_its_frames_lie_and_end_is_part_of_its_identity() -> None:
+    """The bytes of all frames together are the same."""
+
+    def exchanged(file: Dataset) -> None:
+        groups = file.PerFrameFunctionalGroupsSequence
+        file.PerFrameFunctionalGroupsSequence = [*groups[:10], groups[11], groups[10]]
+
+    region, streams = (66, 66, 20, 20), [codestream(tile, JPEG) for tile in tiles_of(SLIDE)]
+    streams = [stream + bytes(len(stream) % 2) for stream in streams]
+    first, second = [streams[0] + streams[1], *streams[2:]], [streams[0], streams[1] + streams[2], *streams[3:]]
+    assert (
+        read(slide_bytes(SLIDE, sparse=True), region).sha256
+        != read(slide_bytes(SLIDE, change=exchanged, sparse=True), region).sha256
+    )
+    digests = set()
+    for frames in (first, second):
+        data = slide_bytes(
+            SLIDE, JPEG, lambda file, frames=frames: pixel_data(file, frames, "none"), sparse=True, kept=list(range(11))
+        )
+        digests.add(read(data, region).sha256)
+    assert len(digests) == 2
+
+
 # What is read of it afterwards
 
 

@@ -79,6 +79,7 @@ def test_regions_of_one_slide_are_results_of_one_image(caller: Any) -> None:
     assert first["image_sha256"] == second["image_sha256"]
     assert first["result_id"] != second["result_id"]
     assert (len(first["objects"]), len(second["objects"])) == (3, 4)
+    assert second["region"] == [0, 0, 400, 300], "of a slide, all of it is a region too"
     codes = {reason["code"] for answer in (first, second) for reason in answer["reasons"]}
     assert "uid_reused" not in codes
     assert ask(caller).text == ask(caller).text
