@@ -15,6 +15,7 @@ from service.openapi import document
 from service.schemas import STATUS
 from service.settings import Settings
 from service.telemetry import METRICS
+from service.worklist import WHY
 from tests.models.test_triage import LIMITS, prediction
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -39,6 +40,7 @@ def rows(name: str, header: str) -> dict[str, list[str]]:
         ("commands.md", "verb", {f"overread {verb}" for verb in VERBS}),
         ("http.md", "route", {f"{method} {route}" for method, route in ACCESS}),
         ("http.md", "reason", set(REASONS)),
+        ("worklist.md", "why", set(WHY)),
     ],
 )
 def test_entries(name: str, header: str, expected: set[str]) -> None:
@@ -58,6 +60,10 @@ def test_settings_have_their_meaning() -> None:
 def test_metrics_have_their_labels() -> None:
     labels = {name: ", ".join(labels) or "–" for name, (_, labels) in METRICS.items()}
     assert {name: cells[0] for name, cells in rows("metrics.md", "metric").items()} == labels
+
+
+def test_why_an_item_is_listed_in_the_same_words() -> None:
+    assert {name: cells[-1] for name, cells in rows("worklist.md", "why").items()} == WHY
 
 
 def test_reasons_give_the_verdict_they_are_documented_with() -> None:

@@ -7,11 +7,14 @@ import warnings
 from io import BytesIO
 from typing import Any
 
+import httpx
+
 from service.analysis import Site
 from service.wall import Upload
 from service.wanted import Wanted
 from tests.e2e.conftest import dicom
 
+LEASE = "/v1/worklist/lease"
 ALL = {"review_loss_percentile": 0.0}
 """Settings under which every scan is for review."""
 NONE = {"review_loss_percentile": 100.0, "review_domain_percentile": 100.0, "keep_random_share": 0.0}
@@ -42,3 +45,28 @@ def ask(site: Site, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return found
     finally:
         connection.close()
+
+
+class Reader:
+    """Calls the routes as one person."""
+
+    def __init__(self, caller: Any, token: str | None = None) -> None:
+        self._caller = caller
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+
+    def get(self, url: str) -> httpx.Response:
+        return self._caller.get(url, headers=self._headers)
+
+    def post(self, url: str, document: Any = None) -> httpx.Response:
+        options = {} if document is None else {"json": document}
+        return self._caller.request("POST", url, headers=self._headers, **options)
+
+    def send(self, body: bytes, query: str = "") -> httpx.Response:
+        return self._caller.predict(body, "application/dicom", query, **self._headers)
+
+    def lease(self, **wanted: Any) -> httpx.Response:
+        return self.post(LEASE, wanted)
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["code"]
