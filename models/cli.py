@@ -20,6 +20,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "promote": ("service.promotion:promote_main", "answer with another package of a model, once it was compared"),
     "candidate": ("service.promotion:candidate_main", "try a package beside the current one, without answering with it"),
     "rollback": ("service.promotion:rollback_main", "answer with the package before the current one again"),
+    "labels export": ("service.label_commands:export_main", "write labels as a package to train with, or tasks for Label Studio"),
+    "labels import": ("service.label_commands:import_main", "store labels that were given elsewhere, from CSV or QuPath"),
     "token": ("service.access:main", "create a bearer token"),
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
     "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),

@@ -18,6 +18,7 @@ from service.arrivals import Arrivals
 from service.callers import identify
 from service.candidates import CANDIDATE_HANDLERS
 from service.label_api import LABEL_HANDLERS
+from service.label_studio_api import STUDIO_HANDLERS
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
@@ -192,6 +193,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     **CANDIDATE_HANDLERS,
     **LABEL_HANDLERS,
     **PAGE_HANDLERS,
+    **STUDIO_HANDLERS,
     **WORKLIST_HANDLERS,
 }
 """(method, route) -> what answers it; ``/healthz`` is answered before there is a site."""

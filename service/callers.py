@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from service.settings import PREFIX, Settings
 if TYPE_CHECKING:
     from service.analysis import Site
 
+STUDIO = "/v1/label-studio/"
+"""Routes on which a token may come as the password of Basic authentication: Label Studio knows no other."""
 CSRF_HEADER = "x-overread-request"
 """A page of another origin cannot send it without asking first (a CORS preflight), and that is never allowed here."""
 PEOPLE = ("annotator", "operator")
@@ -131,6 +134,17 @@ class Proxy:
         return address is not None and any(address in network for network in self.networks)
 
 
+def bearer_of(authorization: str) -> str:
+    """Return a Basic ``Authorization`` header, whose password is a token, as a bearer token's; any other as it is."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return authorization
+    try:
+        return "Bearer " + base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return authorization
+
+
 async def identify(site: Site, request: Request, *, public: bool) -> Caller:
     """Return who sent a request: by its token, or else by the proxy, or else by the session's cookie.
 
@@ -148,6 +162,8 @@ async def identify(site: Site, request: Request, *, public: bool) -> Caller:
         asks; ``forbidden`` for a person without a role.
     """
     authorization = request.headers.get("authorization")
+    if authorization is not None and request.url.path.startswith(STUDIO):
+        authorization = bearer_of(authorization)
     caller = None
     if authorization is None:
         try:

@@ -19,9 +19,10 @@ from service.label_documents import Document, checked_annotation, complete_class
 from service.label_rules import ADJUDICATOR, READER, Decision, Row, decide, in_force
 from service.label_schemas import LabelAnswer, LabelIn, LabelRecord, LikenessAnswer, Source
 from service.store import Store, Stored, result_id
-from service.tables import items, labels, leases, models
+from service.tables import items, labels, leases, models, results
 
 Lease = Literal["held", "expired", "none"]
+ELSEWHERE = frozenset({"import", "label-studio"})
 _HIDDEN = {"lease_id", "seconds", "source"}
 """Fields of a request that two sendings of one label may differ in."""
 
@@ -53,18 +54,17 @@ class Labels:
             The caller's own name for this label: given again with the same label, nothing is added. Without one, the label
             itself is the key.
         source : str, optional
-            Where it comes from, if not from where ``given`` says.
+            Where it comes from, if not from where ``given`` says. What was read elsewhere needs no lease, and meets none.
         corrects : bool
-            Whether it replaces whatever stands of this reader.
+            Whether it replaces whatever stands of this reader. Without a key, nothing is added where that says the same.
 
         Raises
         ------
         Refusal
             ``not_found``, ``label_invalid``, ``stale_result``, ``label_conflict``, ``item_taken``, ``lease_lost``.
         """
-        stored, document, right = self._checked(given)
+        stored, document, right = self.checked(given)
         row = {
-            "label_id": _label_id(given, reader, key),
             "result_id": stored.result["id"],
             "image_sha256": given.image_sha256,
             "model_sha256": given.model_sha256,
@@ -76,19 +76,24 @@ class Labels:
             "seconds": given.seconds,
         }
         with self._store.writing() as connection:
-            known = connection.execute(sa.select(labels).where(labels.c.label_id == row["label_id"])).mappings().first()
-            if known is not None:
-                return self._again(connection, dict(known), row | ({} if corrects else {"replaces": given.replaces}))
             item = _item(connection, given, stored)
-            if item is not None and item["model_sha256"] != given.model_sha256 and not given.shown_earlier:
-                raise Refusal("stale_result")
             standing = in_force(_rows(connection, item, stored))
             own = next((each for each in standing if each["reader"] == reader), None)
+            if corrects and key is None and own and own["document"] == document:
+                return self._again(connection, own, {})
+            row["label_id"] = _label_id(given, reader, key, own["label_id"] if own and corrects else "")
+            known = _select(connection, labels.c.label_id == row["label_id"])
+            if known:
+                if key is None and own and own["label_id"] != known[0]["label_id"]:  # it was replaced since
+                    raise Refusal("label_conflict", _CONFLICT[False])
+                return self._again(connection, known[0], row | ({} if corrects else {"replaces": given.replaces}))
+            if item is not None and item["model_sha256"] != given.model_sha256 and not given.shown_earlier:
+                raise Refusal("stale_result")
             replaces = own["label_id"] if own and corrects else given.replaces
             if replaces != (own["label_id"] if own else None):
                 raise Refusal("label_conflict", _CONFLICT[own is None])
             lease: Lease | None = None
-            if item is not None:
+            if item is not None and row["source"] not in ELSEWHERE:
                 lease = _lease(connection, item, standing, given.lease_id, reader, self._readers)
             row |= {"item_id": item["id"] if item else None, "replaces": replaces, "created_at": datetime.now(UTC)}
             row["standing"] = own["standing"] if own else ADJUDICATOR if item and item["state"] == ADJUDICATE else READER
@@ -97,8 +102,14 @@ class Labels:
             state = None if item is None else _settle(connection, item, decision, reader)
         return _answer(row, state, lease, decision)
 
-    def _checked(self, given: LabelIn) -> tuple[Stored, Document, bool]:
-        """Return the result that the reader was shown, the label as it is stored, and whether the model was right."""
+    def checked(self, given: LabelIn) -> tuple[Stored, Document, bool]:
+        """Return the result that the reader was shown, the label as it is stored, and whether the model was right.
+
+        Raises
+        ------
+        Refusal
+            ``not_found`` or ``label_invalid``.
+        """
         stored = self._store.find(given.result_id or self._result_of(given))
         if stored is None or (latest := self._store.verdict(stored.result["id"])) is None:
             raise Refusal("not_found", "There is no such result: name the image and the model that were shown.")
@@ -122,6 +133,26 @@ class Labels:
             return stored, shown(stored, verdict), True
         return stored, checked_annotation(given.annotation, row["rows"], row["columns"]), given.model_was_right
 
+    def subject(self, image_sha256: str, model_name: str) -> LabelIn | None:
+        """Return a label that says nothing yet, of an image's item or else its latest result; None where there is neither.
+
+        It confirms what was shown, until it is told what the image shows.
+        """
+        of_item = sa.select(items.c.result_id, items.c.model_sha256).where(
+            items.c.image_sha256 == image_sha256, items.c.model_name == model_name
+        )
+        of_result = (
+            sa.select(results.c.id, results.c.model_sha256)
+            .join(models, models.c.sha256 == results.c.model_sha256)
+            .where(results.c.image_sha256 == image_sha256, models.c.name == model_name)
+            .order_by(results.c.created_at.desc())
+        )
+        with self._store.reading() as connection:
+            found = connection.execute(of_item).first() or connection.execute(of_result).first()
+        if found is None:
+            return None
+        return LabelIn(result_id=found[0], model_sha256=found[1], image_sha256=image_sha256, model_was_right=True)
+
     def _result_of(self, given: LabelIn) -> str:
         query = sa.select(items.c.result_id).where(items.c.id == given.item_id, items.c.model_sha256 == given.model_sha256)
         with self._store.reading() as connection:
@@ -130,7 +161,7 @@ class Labels:
 
     def _again(self, connection: sa.Connection, known: Row, row: Row) -> LabelAnswer:
         """Answer a label that is there once more; refuse another one under its key."""
-        same = ("result_id", "reader", "document", "model_was_right", "replaces")
+        same = ("result_id", "reader", "document", "replaces")
         if any(name in row and known[name] != row[name] for name in same):
             raise Refusal("label_conflict", "This Idempotency-Key was used for another label.")
         item = connection.execute(sa.select(items).where(items.c.id == known["item_id"])).mappings().first()
@@ -183,8 +214,9 @@ _CONFLICT = {
 """Whether the reader has no label in force -> what is wrong with ``replaces``."""
 
 
-def _label_id(given: LabelIn, reader: str, key: str | None) -> str:
-    what = key if key is not None else json.dumps(given.model_dump(mode="json", exclude=_HIDDEN), sort_keys=True)
+def _label_id(given: LabelIn, reader: str, key: str | None, corrected: str) -> str:
+    """Return what a label is known by: its reader's key, or what it says and which one it corrects."""
+    what = key if key is not None else json.dumps(given.model_dump(mode="json", exclude=_HIDDEN), sort_keys=True) + corrected
     return hashlib.sha256(json.dumps([reader, key is not None, what]).encode()).hexdigest()
 
 

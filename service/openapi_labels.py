@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from service.label_schemas import LabelAnswer, LabelIn, LabelList
+from service.label_studio_api import (
+    StudioEvent,
+    StudioHealth,
+    StudioPredictIn,
+    StudioPredictions,
+    StudioSetup,
+    StudioStored,
+)
 from service.openapi_parts import ALWAYS, Json, answer, problems
 
-LABEL_DOCUMENTS = (LabelIn, LabelAnswer, LabelList)
+LABEL_DOCUMENTS = (
+    LabelIn,
+    LabelAnswer,
+    LabelList,
+    StudioPredictIn,
+    StudioPredictions,
+    StudioEvent,
+    StudioStored,
+    StudioHealth,
+    StudioSetup,
+)
 _STORE = ("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
 _BODY = ("unsupported_media_type", "too_large", "request_timeout")
 _LABEL = ("not_found", "label_invalid", "label_conflict", "stale_result", "item_taken", "lease_lost")
@@ -39,9 +57,33 @@ def label_operations() -> dict[tuple[str, str], Json]:
         },
         ("GET", "/v1/labels"): {
             "summary": "The labels of an item or a result",
-            "description": "One of item_id and result_id. An annotator gets their own, and those that wait for their adjudication.",
+            "description": "One of item_id and result_id. Annotators get their own, and those that wait for their adjudication.",
             "parameters": query,
             "responses": answer("LabelList", "In the order in which they were given.")
             | problems(("not_found", *_STORE, *ALWAYS)),
+        },
+        ("GET", "/v1/label-studio/health"): {
+            "summary": "Label Studio asks for health",
+            "responses": answer("StudioHealth", "It answers.") | problems(ALWAYS),
+        },
+        ("POST", "/v1/label-studio/setup"): {
+            "summary": "Label Studio connects a project",
+            "description": "Nothing of the body is read or kept.",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+            "responses": answer("StudioSetup", "Which version answers.") | problems((*_BODY, *ALWAYS)),
+        },
+        ("POST", "/v1/label-studio/predict"): {
+            "summary": "Label Studio asks for predictions",
+            "description": "From the store, for tasks that were exported here: they carry a result_id. Nothing is fetched.",
+            "requestBody": body("StudioPredictIn"),
+            "responses": answer("StudioPredictions", "One a task.") | problems(("not_found", *_BODY, *_STORE, *ALWAYS)),
+        },
+        ("POST", "/v1/label-studio/webhook"): {
+            "summary": "Label Studio tells of an annotation",
+            "description": "Created and updated annotations become labels; other events are passed over.",
+            "requestBody": body("StudioEvent"),
+            "responses": answer("StudioStored", "It is stored.", 201)
+            | answer("StudioStored", "It is none that is kept.")
+            | problems(("not_found", "label_invalid", "label_conflict", *_BODY, *_STORE, *ALWAYS)),
         },
     }

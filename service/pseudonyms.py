@@ -65,6 +65,10 @@ class Pseudonyms:
         parts = ("patient", number, issuer) if number else ("image", image.sha256)
         return self._digest(*parts).hex()
 
+    def reader(self, name: str) -> str:
+        """Return the pseudonym of a reader, 16 hex digits."""
+        return self._digest("reader", name).hex()[:16]
+
     def drawn(self, image_sha256: str, share: float) -> bool:
         """Tell whether an image falls into a share, 0 to 1, of all images; the same image always does or never."""
         return int.from_bytes(self._digest("draw", image_sha256)[:8]) < share * 2**64

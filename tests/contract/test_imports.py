@@ -27,6 +27,8 @@ DOORS = {
     "sqlalchemy": {
         "service/intake.py",
         "service/items.py",
+        "service/label_export.py",
+        "service/label_studio_tasks.py",
         "service/labels.py",
         "service/leases.py",
         "service/sites.py",

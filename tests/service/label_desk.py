@@ -29,7 +29,8 @@ class Desk:
 
     def item(self, seed: int = 1, body: bytes | None = None, **wanted: Any) -> dict[str, Any]:
         """Send a scan, and return what a label names of its item."""
-        given = take(self.site, body or scan(seed), "application/dicom" if body is None else "image/png", **wanted).stored.result
+        kind = "image/png" if body is not None and body.startswith(b"\x89PNG") else "application/dicom"
+        given = take(self.site, body or scan(seed), kind, **wanted).stored.result
         ((number,),) = ask(self.site, "SELECT id FROM items WHERE result_id = ?", given["id"]) or [(None,)]
         return {"item_id": number, "result_id": given["id"]} | {name: given[name] for name in ("image_sha256", "model_sha256")}
 

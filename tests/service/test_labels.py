@@ -150,6 +150,8 @@ def test_a_correction_names_what_it_replaces_and_nothing_is_overwritten(desk: De
     assert (late.status_code, code(late)) == (409, "label_conflict")
     third = desk.label("anna", item, "normal", replaces=second)
     assert third.json()["item_state"] == "done"
+    back = desk.label("anna", item, "pneumonia")  # what it says once more was replaced since
+    assert (back.status_code, code(back)) == (409, "label_conflict")
     found = desk.listed("anna", item)
     assert [(row["document"]["normal"], row["in_force"]) for row in found] == [(True, False), (False, False), (True, True)]
 
