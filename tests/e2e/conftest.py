@@ -21,6 +21,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from tests.conftest import require
+from tests.e2e.orthancs import Door, Orthanc, Watcher
+
 
 def dicom(seed: int = 0, side: int = 80, **attributes: Any) -> FileDataset:
     """Draw a chest-like DX image as a data set; ``attributes`` are set, or removed where None."""
@@ -126,6 +129,61 @@ def exchange(url: str, data: bytes, seconds: float = 10, half_close: bool = True
 def send_raw() -> Callable[..., bytes]:
     """Return :func:`exchange`: ``send_raw(url, data, seconds)``."""
     return exchange
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A real Orthanc, on the configuration that the documentation prints."""
+    for tool in ("Orthanc", "storescu"):
+        require(tool)
+    orthanc = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    yield orthanc
+    orthanc.close()
+
+
+@pytest.fixture
+def empty(orthanc: Orthanc) -> Orthanc:
+    """The Orthanc that the tests share, without what the one before left in it."""
+    for patient in orthanc.client.get("/patients").json():
+        orthanc.client.delete(f"/patients/{patient}")
+    return orthanc
+
+
+@pytest.fixture
+def door(orthanc: Orthanc) -> Iterator[Door]:
+    """A way to that Orthanc which a test can close."""
+    door = Door(orthanc.http)
+    yield door
+    door.close()
+
+
+@pytest.fixture
+def watch(package: Path, tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
+    """Return a function that starts a watch on one and the same state: ``watch(url, *arguments, **settings)``."""
+    started: list[Watcher] = []
+
+    def start(url: str, *arguments: str, models: Path = package, **settings: str) -> Watcher:
+        started.append(Watcher(url, tmp_path / "state", models, tmp_path / "watch.log", *arguments, **settings))
+        return started[-1]
+
+    yield start
+    for watcher in started:
+        watcher.kill()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Return a function that writes instances to files."""
+
+    def write(*contents: bytes) -> list[Path]:
+        folder = tmp_path / "sent"
+        folder.mkdir(exist_ok=True)
+        paths = [folder / f"{len(list(folder.iterdir())) + number}.dcm" for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        return paths
+
+    return write
 
 
 class Listener:

@@ -60,28 +60,6 @@ def file(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    require("Orthanc")
-    orthanc = Orthanc(tmp_path_factory.mktemp("orthanc"))
-    yield orthanc
-    orthanc.close()
-
-
-@pytest.fixture
-def empty(orthanc: Orthanc) -> Orthanc:
-    for patient in orthanc.client.get("/patients").json():
-        orthanc.client.delete(f"/patients/{patient}")
-    return orthanc
-
-
-@pytest.fixture
-def door(orthanc: Orthanc) -> Iterator[Door]:
-    door = Door(orthanc.http)
-    yield door
-    door.close()
-
-
 def before(url: str, folder: Path) -> dict[str, str]:
     """Return the settings of a receiver that stands before an Orthanc."""
     (folder / "password").write_text(PASSWORD)
