@@ -138,21 +138,21 @@ def _feature(part: Part, rows: int, columns: int) -> Json:
     if (part.original_width or columns, part.original_height or rows) != (columns, rows):
         raise Refusal("label_invalid", "The image in Label Studio has another size than the one that was scored.")
 
-    def at(x: float | None, y: float | None) -> list[float]:
+    def place(x: float | None, y: float | None) -> list[float]:
         return [_pixels(x, columns), _pixels(y, rows)]
 
     if part.type == "keypointlabels":
-        x, y = at(value.x, value.y)
+        x, y = place(value.x, value.y)
         # The right and lower edges belong to no pixel
-        inside = [min(x, math.nextafter(columns, 0)), min(y, math.nextafter(rows, 0))]
+        inside = [math.nextafter(at, 0) if at == size else at for at, size in ((x, columns), (y, rows))]
         geometry, names = {"type": "Point", "coordinates": inside}, value.keypointlabels
     elif part.type == "polygonlabels":
-        ring = [at(x, y) for x, y in value.points or ()]
+        ring = [place(x, y) for x, y in value.points or ()]
         geometry, names = {"type": "Polygon", "coordinates": [ring]}, value.polygonlabels
     elif part.type == "rectanglelabels" and not value.rotation:
         left, top = value.x or 0, value.y or 0
         right, bottom = left + (value.width or 0), top + (value.height or 0)
-        ring = [at(left, top), at(right, top), at(right, bottom), at(left, bottom)]
+        ring = [place(left, top), place(right, top), place(right, bottom), place(left, bottom)]
         geometry, names = {"type": "Polygon", "coordinates": [ring]}, value.rectanglelabels
     else:
         raise Refusal("label_invalid", "Only points, polygons and upright rectangles are read.")
