@@ -40,6 +40,14 @@ export function note(text, { bad = false, action = null, seconds = bad ? 12 : 6 
   setTimeout(close, seconds * 1000);
 }
 
+/** A choice among [value, text]; `set` gets the value that was chosen. */
+export function choice(label, values, chosen, set) {
+  const id = `choose-${label.toLowerCase()}`;
+  return h("span", { class: "row" }, h("label", { for: id }, label),
+    h("select", { id, onchange: (event) => set(event.target.value) },
+      values.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text))));
+}
+
 /** A table: heads are [text, class?]; rows are lists of cells. */
 export function table(caption, heads, rows) {
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },

@@ -35,7 +35,10 @@ export class Reading {
     this.viewer = new Viewer("The scan. Arrow keys move it; with a tool chosen they move a cross, and Space marks.");
     this.stage = h("div", { class: "stage" }, this.viewer.element);
     this.panel = h("aside", { class: "panel", "aria-label": "Label" });
-    put(this.main, h("div", { class: "reading" }, this.stage, this.panel));
+    this.root = h("div", { class: "reading", "aria-busy": "true" }, this.stage, this.panel);
+    // Whoever clicks with a mouse goes on with the keys of the view: Enter saves, and does not press the same button again
+    this.root.addEventListener("click", ({ detail, target }) => { if (detail > 0 && target.closest("button")) this.viewer.target.focus(); });
+    put(this.main, this.root);
     await this.viewer.show(this.image, this.item);
     if (this.objects) this.#drawObjects();
     this.marks = this.objects ? new Marks(this.viewer, () => this.#changed()) : null;
@@ -50,6 +53,7 @@ export class Reading {
     this.#changed();
     this.viewer.fit();
     this.viewer.target.focus({ preventScroll: true });
+    this.root.removeAttribute("aria-busy");
   }
 
   /** Whether the model said something that a reader could confirm. */
@@ -212,6 +216,7 @@ export class Reading {
   async send(modelWasRight) {
     if (this.busy || (!modelWasRight && this.sendButton.disabled)) return;
     this.busy = true;
+    this.root.setAttribute("aria-busy", "true");
     this.#changed();
     const draft = modelWasRight ? null : this.#content();
     const json = {
@@ -233,6 +238,7 @@ export class Reading {
       await (this.lease ? this.next() : this.list());
     } catch (problem) {
       this.busy = false;
+      this.root.removeAttribute("aria-busy");
       this.#changed();
       if (problem.code === "stale_result") {
         note(wordsOf(problem), { bad: true });

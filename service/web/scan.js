@@ -1,7 +1,7 @@
 // Drop a scan, and see what the model says of it.
 
 import { ask, bytesOf, query } from "./api.js";
-import { h, note, put } from "./dom.js";
+import { choice, h, note, put } from "./dom.js";
 import { showKeys, setKeys } from "./keys.js";
 import { doubtBox, findingsBox, quantitiesBox, usedFor, verdictBox } from "./result.js";
 import { toolbar } from "./toolbar.js";
@@ -31,14 +31,17 @@ export function scanView(main, { models, mayScan }) {
   }
   let viewer = null;
   let asked = 0;
-  const choice = h("select", { id: "model" }, models.map((model) => h("option", { value: model.name }, model.name)));
+  let chosen = models[0];
+  const whichModel = () => models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), chosen.name, (name) => {
+    chosen = models.find((one) => one.name === name);
+  });
   const input = h("input", { type: "file", id: "file", class: "visually-hidden", accept: ".dcm,.png,.jpg,.jpeg,application/dicom,image/png,image/jpeg" });
   const state = h("p", { role: "status" });
   const zone = h("div", { class: "drop" },
     h("h1", {}, "Drop a scan here"),
     h("p", { class: "soft" }, "DICOM, PNG or JPEG. It goes to this service alone; names and numbers in its header are not kept."),
     h("p", {}, h("label", { class: "button primary", for: "file" }, "Choose a file"), input),
-    models.length > 1 && h("p", {}, h("label", { for: "model" }, "Model "), choice),
+    whichModel(),
     state);
   const stage = h("div", { class: "stage" });
   const panel = h("aside", { class: "panel", "aria-label": "What the model says", hidden: true });
@@ -49,7 +52,7 @@ export function scanView(main, { models, mayScan }) {
     put(state, `Reading ${Math.max(1, Math.round(file.size / 1024))} kB…`);
     zone.setAttribute("aria-busy", "true");
     try {
-      const model = models.find(({ name }) => name === (choice.value || models[0].name));
+      const model = chosen;
       const heatmap = model.card.task === "classification" ? "true" : undefined;
       const path = "/v1/predict" + query({ model: model.name, picture: "true", heatmap });
       const answer = await ask("POST", path, { body: file, type: await typeOf(file) });
@@ -69,7 +72,7 @@ export function scanView(main, { models, mayScan }) {
     const again = h("label", { class: "button", for: "file" }, "Another scan");
     put(stage, viewer.element, input);
     await viewer.show(blobOf(answer.picture), answer.picture);
-    const bar = toolbar(viewer, again);
+    const bar = toolbar(viewer, again, whichModel());
     stage.prepend(bar);
     if (answer.heatmap && answer.verdict !== "refuse") await viewer.heatmap(blobOf(answer.heatmap));
     if (answer.objects) {

@@ -2,7 +2,7 @@
 
 import { ask, query } from "./api.js";
 import { lines } from "./charts.js";
-import { h, put, table } from "./dom.js";
+import { choice, h, put, table } from "./dom.js";
 import { setKeys } from "./keys.js";
 import { percent, say, wordsOf } from "./words.js";
 
@@ -39,9 +39,6 @@ export function sitesView(main, { models }) {
   }
 
   function draw(found) {
-    const choose = (label, values, chosen, set) => h("label", { class: "row" }, label,
-      h("select", { onchange: (event) => { set(event.target.value); load(); } },
-        values.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text))));
     // Losses of two packages are not comparable: the newest package's days only
     const newest = found.days[0]?.model_sha256;
     const current = found.days.filter((each) => each.model_sha256 === newest);
@@ -53,8 +50,11 @@ export function sitesView(main, { models }) {
       h("div", { class: "row spread top" },
         h("div", {}, h("h1", {}, "Sites"), h("p", { class: "soft" }, "How much error the model expects of itself at each place, day by day.")),
         h("div", { class: "row" },
-          models.length > 1 && choose("Model", models.map(({ name }) => [name, name]), model.name, (name) => { model = models.find((one) => one.name === name); }),
-          choose("Days", SPANS, span, (days) => { span = Number(days); }))),
+          models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), model.name, (name) => {
+            model = models.find((one) => one.name === name);
+            load();
+          }),
+          choice("Days", SPANS, span, (days) => { span = Number(days); load(); }))),
       current.length === 0 ? h("div", { class: "card" }, h("p", {}, "No scan came in this time.")) : [
         h("section", { class: "card" }, h("h2", {}, `Mean predicted loss a day (${unit})`),
           lines({

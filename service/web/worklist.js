@@ -1,7 +1,7 @@
 // What to read next: the list, and the reading of one item after another.
 
 import { ask, query } from "./api.js";
-import { h, note, put, table } from "./dom.js";
+import { choice, h, note, put, table } from "./dom.js";
 import { setKeys } from "./keys.js";
 import { Reading } from "./reading.js";
 import { verdictChip } from "./result.js";
@@ -33,9 +33,6 @@ export function worklistView(main, { models }) {
   }
 
   function head(found) {
-    const choose = (label, values, chosen, set) => h("label", { class: "row" }, label,
-      h("select", { onchange: (event) => { set(event.target.value); list(); } },
-        values.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text))));
     const counts = [
       [found.open + found.adjudicate, "waiting"], [found.leased, "being read"], [found.done, "done"],
       [found.waiting_for_scores, "waiting for the current model’s scores"],
@@ -48,8 +45,11 @@ export function worklistView(main, { models }) {
       h("div", { class: "row spread counts" },
         h("p", { class: "row" }, counts.filter(([n], i) => n || i < 3).map(([n, text]) => h("span", { class: "count" }, h("strong", {}, n), " ", text))),
         h("div", { class: "row" },
-          models.length > 1 && choose("Model", models.map(({ name }) => [name, name]), model.name, (name) => { model = models.find((one) => one.name === name); }),
-          choose("Show", SIZES.map((n) => [n, n]), size, (n) => { size = Number(n); }),
+          models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), model.name, (name) => {
+            model = models.find((one) => one.name === name);
+            list();
+          }),
+          choice("Show", SIZES.map((n) => [n, n]), size, (n) => { size = Number(n); list(); }),
           h("button", { onclick: list }, "Refresh"))),
     ];
   }
