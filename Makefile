@@ -6,7 +6,7 @@ PORT ?= 3000
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pacs clean
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pictures pacs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,9 @@ test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
 
 test-page: .venv-dev/.done  ## The tests of the page alone, in a real browser (Debian's chromium)
 	.venv-dev/bin/pytest -q tests/page
+
+pictures: .venv-dev/.done  ## The README's pictures of the page again
+	PYTHONPATH=. .venv-dev/bin/python docs/pictures/draw.py
 
 pacs: .venv/.done  ## Orthanc, the service and the watch together on loopback, with an example sent
 	PATH="$(CURDIR)/.venv/bin:$$PATH" deploy/pacs.sh

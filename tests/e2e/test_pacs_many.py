@@ -1,6 +1,6 @@
 """A real Orthanc with many: results of twenty real sources, and a hundred studies of which most come while it is down.
 
-Rows 14 and 16 of docs/reliability.md.
+Rows 14, 16 and 23 of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from service.places import Place
 from service.settings import Settings
 from tests.conftest import require
 from tests.e2e.orthancs import PASSWORD, USER, Orthanc, complaints, once, reports, until
+from tests.e2e.test_pacs import TRACE
 from tests.service.archives import chest
 from tests.service.dicom_sources import COMMIT, classified, errors, header_of, labels_of, problems, segmented
 from tests.service.test_dicom_results_validity import sources
@@ -130,5 +131,14 @@ def test_a_hundred_studies_are_delivered_though_the_archive_is_down_for_a_while(
     assert reports(empty) == once(range(1, STUDIES + 1))
     assert ask(tmp_path / "state", "SELECT max(attempts) <= 2 FROM pacs_instances") == [(1,)]
     assert watcher.log.read_text().count("archive_pause") < 20
+    traced = {row[0]: row[1:] for row in ask(tmp_path / "state", TRACE)}
+    ours = [tags for tags in empty.ours() if tags["Modality"] == "SR"]
+    assert len(ours) == len(traced) == STUDIES
+    for report in ours:  # model, settings and input from its UID alone
+        model, name, version, verdict, image, limits = traced[report["SOPInstanceUID"]]
+        assert report["DeviceSerialNumber"] == model
+        assert f"{name} {version}" in report["SoftwareVersions"]
+        assert verdict in {"accept", "review", "refuse"}
+        assert len(image) == len(limits) == 64
     listing = watch(empty.url, "--failures")
     assert listing.process.wait(60) == 0, "none was given up"
