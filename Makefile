@@ -40,7 +40,7 @@ unit: .venv/.done .venv-dev/.done  ## The tests alone
 	.venv-dev/bin/pytest
 
 test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
-	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py tests/e2e/test_pacs_slides.py
+	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py tests/e2e/test_pacs_many.py tests/e2e/test_pacs_slides.py tests/e2e/test_receive.py
 
 test-page: .venv-dev/.done  ## The tests of the page alone, in a real browser (Debian's chromium)
 	.venv-dev/bin/pytest -q tests/page
