@@ -82,7 +82,7 @@ class View:
         return np.where(self.called, 1 - self.probability, self.probability)
 
 
-def _rates(view: View, positive: NDArray[np.bool_], sample: Sample) -> dict[str, tuple[Any, Any, Any, Any]]:
+def rate_terms(view: View, positive: NDArray[np.bool_], sample: Sample) -> dict[str, tuple[Any, Any, Any, Any]]:
     """Return for every rate: hits and among (n,), and what is expected of both (N,)."""
     called, call = view.called, view.called[sample.index]
     chance, one, ones = view.probability, np.ones(len(positive)), np.ones(len(called))
@@ -128,7 +128,7 @@ def figures(card: ModelCard, answers: Answers, labels: NDArray[np.int64], sample
     found = []
     for finding in card.output.findings:
         view = View.of(finding, card, answers)
-        for name, terms in _rates(view, labels == view.kind, sample).items():
+        for name, terms in rate_terms(view, labels == view.kind, sample).items():
             found.append(_figure(name, finding.label, [rate(*terms, sample, powered=powered) for powered in (True, False)]))
     losses = answers[sample.index].losses(labels)
     both = [mean(losses, answers.predicted_loss, sample, powered=powered) for powered in (True, False)]
