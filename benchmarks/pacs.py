@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pydicom
-from pydicom.uid import VLWholeSlideMicroscopyImageStorage, generate_uid
+from pydicom.uid import VLMicroscopicImageStorage, generate_uid
 
 from benchmarks import report
 from benchmarks.serving_bodies import Bodies
@@ -86,8 +86,8 @@ class Sources:
         dataset.PatientName, dataset.PatientID = "DRAWN^IMAGE", "DRAWN"
         if model == "nuclei":
             pixels = np.roll(self._tissue, self._random.integers(1, len(self._tissue), 2), axis=(0, 1))
-            dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
-            dataset.Modality, dataset.Rows, dataset.Columns = "SM", *pixels.shape[:2]
+            dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = VLMicroscopicImageStorage
+            dataset.Modality, dataset.Rows, dataset.Columns = "GM", *pixels.shape[:2]
             dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
             dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
             dataset.PixelData = np.ascontiguousarray(pixels).tobytes() + b"\0" * (pixels.size % 2)
