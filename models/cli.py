@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
     "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),
     "adapt": ("training.adapt:main", "adapt a trained classifier to a new hospital, without labels or with a few"),
+    "simulate": ("training.simulate:main", "replay rounds of annotation on labelled images: what would choosing have saved?"),
     "export": ("training.export:main", "export a trained model to ONNX"),
     "calibrate": ("training.calibrate:main", "fit units and limits on held-out images, with the exported graph"),
     "evaluate": ("training.evaluate:main", "measure the exported graph, or check a released card"),
