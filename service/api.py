@@ -26,7 +26,7 @@ from service.page_api import PAGE_HANDLERS
 from service.routes import Call, Handler, allowed, json_response, match
 from service.schemas import RETRY_AFTER, Status, problem
 from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status_of
-from service.telemetry import TIMED, log_fault, logger
+from service.telemetry import TIMED, counted, log_fault, logger
 from service.wall import Upload, check_host, read_upload
 from service.wanted import PARAMETERS, Wanted, read_wanted
 from service.worklist_api import WORKLIST_HANDLERS, measure
@@ -80,7 +80,7 @@ class Api:
 
     def _count(self, route: str, status: int, code: str, seconds: float) -> None:
         assert self.site is not None
-        self.site.telemetry.requests.labels(route, str(status), code).inc()
+        self.site.telemetry.requests.labels(*counted(route, status, code)).inc()
         if route in TIMED:
             self.site.telemetry.request_duration.labels(route).observe(seconds)
         if route not in {"/healthz", "/readyz", "/metrics"}:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # more of them, and a site would pass 300 series
 TIMED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "/v1/results/{result_id}"})
 """Routes whose duration is measured: those that wait for an image or for the store; of the others it would say nothing."""
+CODED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "none"})
+"""Routes of images, and paths that are no route: their answers are counted by status and code, the others' by less."""
 PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -58,6 +60,19 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_repeated_results_total": ("Answers given from the store.", ("model",)),
 }
 """Metric -> (help, labels). ``docs/metrics.md`` lists them."""
+
+
+def counted(route: str, status: int, code: str) -> tuple[str, str, str]:
+    """Return the labels under which an answer is counted.
+
+    Of the routes that people use, neighbours (such as all below ``/v1/worklist``) and codes are taken together: each with each
+    would be more series than a site wants. The log has them.
+    """
+    if route in CODED:
+        return route, str(status), code
+    hundred = status // 100
+    neighbours = "/".join(part for part in route.split("/")[:3] if not part.startswith("{"))
+    return neighbours, f"{hundred}xx", {4: "refused", 5: "failed"}.get(hundred, "ok")
 
 
 class Telemetry:

@@ -15,6 +15,7 @@ import pytest
 
 from service.access import ACCESS, ROLES, add_token
 from tests.conftest import ROOT, free_port
+from tests.routes import URLS
 
 DOCS = ROOT / "docs" / "access.md"
 Table = dict[tuple[str, str, str], bool]
@@ -38,7 +39,7 @@ def observed(url: str, tokens: dict[str, str]) -> Table:
     for role, token in [*tokens.items(), ("public", "")]:
         for method, route in ACCESS:
             headers = {"authorization": f"Bearer {token}"} if token else {}
-            response = httpx.request(method, url + route.replace("{result_id}", "0" * 64), headers=headers)
+            response = httpx.request(method, url + URLS[route], headers=headers)
             if response.status_code in {401, 403}:
                 assert response.status_code == (401 if role == "public" else 403)
                 assert response.json()["code"] == ("unauthenticated" if role == "public" else "forbidden")
@@ -80,7 +81,7 @@ def test_the_comparison_sees_a_planted_right(guarded: tuple[Any, dict[str, str]]
 def test_a_wrong_token_opens_nothing(guarded: tuple[Any, dict[str, str]], header: str) -> None:
     server, _ = guarded
     for method, route in ACCESS:
-        url = server.url + route.replace("{result_id}", "0" * 64)
+        url = server.url + URLS[route]
         response = httpx.request(method, url, headers={"authorization": header.encode("latin-1")})
         assert response.status_code == (200 if route == "/healthz" else 401)
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from models.errors import CODES
-from service.access import ACCESS
 from service.schemas import STATUS
+from tests.routes import URLS
 
 REQUESTS = int(os.environ.get("OVERREAD_REQUESTS", "2000"))
 FAULTS = ("Traceback (most recent call last)", '"event": "fault"', "Exception in ASGI", '"level": "ERROR"')
@@ -38,7 +38,7 @@ def quick(requests: int) -> settings:
 
 
 latin = st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=40)
-known_paths = st.sampled_from([route.replace("{result_id}", "0" * 64) for _, route in ACCESS])
+known_paths = st.sampled_from(sorted(URLS.values()))
 paths = st.one_of(
     known_paths,
     st.builds(

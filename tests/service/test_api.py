@@ -18,15 +18,16 @@ from service.openapi import document
 from service.page_files import HEADERS as PAGE_HEADERS
 from service.routes import match
 from service.schemas import STATUS
+from tests.routes import NOTHING, URLS
 
-ID = "0" * 64
+ID = NOTHING
 LEASE = "/v1/worklist/lease"
 # What takes something else than an image, and leases that nobody holds
 OTHERWISE = dict.fromkeys((("POST", route) for route in ("/v1/dicomweb/studies", "/v1/session", LEASE)), 415)
-OTHERWISE |= {("POST", LEASE + "/{lease_id}/" + name): status for name, status in (("skip", 415), ("renew", 409), ("return", 409))}
+OTHERWISE |= {
+    ("POST", LEASE + "/{lease_id}/" + name): status for name, status in (("skip", 415), ("renew", 409), ("return", 409))
+}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-PARTS = {"result_id": ID, "image_sha256": ID, "item_id": "7", "lease_id": ID[:32], "file": "none.js"}
-URLS = {route: route.format(**PARTS) for _, route in ACCESS}
 
 
 def schema_of(response: Any, method: str, route: str) -> dict[str, Any]:
