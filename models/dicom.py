@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from pydicom.filereader import read_dataset
 
-from models.dicom_file import UNDEFINED, Inflater, check_explicit, find_pixel_data, read_meta
+from models.dicom_file import UNDEFINED, Counted, Inflater, check_explicit, find_pixel_data, read_meta
 from models.dicom_header import age_years, flatten, has_embedded_overlay, pixel_header, spacing_mm
 from models.dicom_identity import digest
 from models.dicom_pixels import decode_pixels, to_rgb
@@ -54,7 +54,8 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits, regi
     if syntax.coding == "deflated":
         source = cast(BinaryIO, Inflater(data, meta.start, limits.max_header_bytes))
     check_explicit(source, syntax)
-    raw = read_dataset(source, syntax.implicit, not syntax.big_endian, stop_when=lambda tag, _vr, _length: tag.group >= 0x7FE0)
+    counted = cast(BinaryIO, Counted(source))
+    raw = read_dataset(counted, syntax.implicit, not syntax.big_endian, stop_when=lambda tag, _vr, _length: tag.group >= 0x7FE0)
     header = flatten(raw, syntax, limits)
     found = find_pixel_data(source, syntax)
     facts = pixel_header(header, syntax.coding, limits)

@@ -17,6 +17,8 @@ from models.errors import Refusal
 UNDEFINED = 0xFFFFFFFF
 """The length of what ends with a delimiter."""
 LONG_VRS = {b"OB", b"OW", b"OD", b"OF", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT", b"SV", b"UV"}
+MOST_READS = 6_000
+"""Of a header: an element takes two or three. Ordinary images have some hundred elements, mammograms a thousand."""
 VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
 
 
@@ -107,6 +109,38 @@ class Inflater(io.RawIOBase):
     def tell(self) -> int:
         """Return the position in the inflated data set."""
         return self._position
+
+
+class Counted(io.RawIOBase):
+    """A file that may be read in so many pieces only.
+
+    pydicom reads what a header holds piece by piece, at some ten microseconds each, and a small file has room for millions of
+    elements or of a sequence's items: that is a minute's work.
+    """
+
+    def __init__(self, source: BinaryIO, most: int = MOST_READS) -> None:
+        self._source, self._left = source, most
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, as long as there is a piece left.
+
+        Raises
+        ------
+        Refusal
+            ``image_too_large``.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise Refusal("image_too_large", "The header has more elements than the limit.")
+        return self._source.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move."""
+        return self._source.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._source.tell()
 
 
 def check_explicit(source: BinaryIO, syntax: Syntax) -> None:

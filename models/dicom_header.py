@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 from datetime import date
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_sequence
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
+from models.dicom_file import Counted
 from models.dicom_identity import JUDGED
 from models.dicom_pixels import PixelHeader
 from models.dicom_syntaxes import Syntax
@@ -42,6 +45,8 @@ _LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 _PALETTES = tuple(
     f"{kind}{colour}PaletteColorLookupTableData" for kind in ("", "Segmented") for colour in ("Red", "Green", "Blue")
 )
+LONGEST = 16_384
+"""Bytes of a value that is kept. A text of numbers is converted at some microseconds a number; only palettes are longer."""
 _DAYS = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 
 
@@ -65,6 +70,10 @@ def flatten(raw: Dataset, syntax: Syntax, limits: Limits) -> Dataset:
     for tag in list(raw.keys()):
         if tag.is_private or tag.group >= 0x5000 or _vr(raw, tag) in ("SQ", "UN"):
             continue
+        if _length(raw, tag) > LONGEST and tag not in _PALETTE_TAGS:
+            if tag in _JUDGED_TAGS:
+                raise Refusal("inconsistent_image", "An attribute that the image depends on is too long.")
+            continue
         try:
             element = raw[tag]
             if element.VR in ("DS", "IS") and isinstance(element.value, str) and element.value.strip():
@@ -75,6 +84,7 @@ def flatten(raw: Dataset, syntax: Syntax, limits: Limits) -> Dataset:
             if tag in _JUDGED_TAGS:
                 raise Refusal("inconsistent_image", "An attribute that the image depends on cannot be read.") from error
     for keyword in _LUTS:
+        _count_items(raw, Tag(keyword))
         if raw.get(keyword):
             table = _table(raw[keyword].value[0], syntax, limits)
             flat.add(DataElement(Tag(keyword), "SQ", Sequence([table])))
@@ -86,6 +96,12 @@ def flatten(raw: Dataset, syntax: Syntax, limits: Limits) -> Dataset:
 
 
 _JUDGED_TAGS = frozenset(Tag(keyword) for keyword in JUDGED)
+_PALETTE_TAGS = frozenset(Tag(keyword) for keyword in _PALETTES)
+
+
+def _length(raw: Dataset, tag: BaseTag) -> int:
+    element = raw.get_item(tag)
+    return len(element.value) if isinstance(element, RawDataElement) and isinstance(element.value, bytes) else 0
 
 
 def _vr(raw: Dataset, tag: BaseTag) -> str:
@@ -97,6 +113,14 @@ def _vr(raw: Dataset, tag: BaseTag) -> str:
         except KeyError:
             return "UN"
     return str(vr)
+
+
+def _count_items(raw: Dataset, tag: BaseTag) -> None:
+    """Refuse a sequence of defined length that holds too much: pydicom converts it when it is asked for, all at once."""
+    element = raw.get_item(tag)
+    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+        counted = cast(BinaryIO, Counted(io.BytesIO(element.value)))
+        read_sequence(counted, element.is_implicit_VR, element.is_little_endian, len(element.value), "iso8859")
 
 
 def _table(item: Dataset, syntax: Syntax, limits: Limits) -> Dataset:

@@ -95,6 +95,8 @@ def refusing() -> Iterator[None]:
     # Mutated files make pydicom, Pillow and the codecs raise more than a dozen exception types, IndexError, KeyError,
     # struct.error and RecursionError among them: there is no shorter list of what bad bytes can cause.
     except Exception as error:  # noqa: BLE001
+        if isinstance(error.__context__, Refusal):  # raised by what pydicom read from, and wrapped by it
+            raise error.__context__ from None
         raise Refusal("not_decodable", f"The file is malformed ({type(error).__name__}).") from None
 
 

@@ -74,6 +74,13 @@ def nested() -> bytes:
     return raw_file(start * 100_000)
 
 
+def items(count: int, tag: tuple[int, int], defined: bool) -> bytes:
+    """A sequence of empty items before an image's own elements."""
+    body = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * count
+    head = struct.pack("<HH2sHI", *tag, b"SQ", 0, len(body) if defined else 0xFFFFFFFF)
+    return raw_file(head + body + (b"" if defined else struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)) + raw_header(16, 16))
+
+
 BOMBS: dict[str, Callable[[], bytes]] = {
     "deflated element": lambda: deflated(struct.pack("<HH2sHI", 9, 0x10, b"OB", 0, MEGABYTES << 20)),
     "deflated pixels": lambda: deflated(raw_header(100, 100) + struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, MEGABYTES << 20)),
@@ -81,6 +88,13 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "huge header": lambda: raw_file(raw_header(65535, 65535) + element(0x7FE0, 0x10, "OW", b"", 0xFFFFFFFE)),
     "million frames": lambda: raw_file(raw_header(16, 16, 1_000_000) + element(0x7FE0, 0x10, "OW", b"", 0xFFFFFFFE)),
     "nested sequences": nested,
+    "million items": lambda: items(1_000_000, (0x0008, 0x1140), defined=False),
+    "million items of a look-up table": lambda: items(900_000, (0x0028, 0x3000), defined=True),
+    "million elements": lambda: raw_file(element(0x0008, 0x1030, "LO", b"") * 1_000_000 + raw_header(16, 16)),
+    "million values": lambda: raw_file(raw_header(16, 16) + element(0x0028, 0x0030, "DS", b"1\\" * 30_000)),
+    "million unused values": lambda: raw_file(
+        raw_header(16, 16) + struct.pack("<HH2sHI", 0x0040, 0xA30A, b"UC", 0, 8_000_000) + b"1\\" * 4_000_000
+    ),
     "rle": rle,
     "png": lambda: png(30_000, 30_000),
     "jpeg": lambda: jpeg(65_500, 65_500),
