@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> ("module:function", what it does). The function takes the remaining arguments and returns an exit code."""
 
-EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "onnxscript"), "train") | {"pynetdicom": "dimse"}
+EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "matplotlib", "onnxscript"), "train") | {"pynetdicom": "dimse"}
 """Library -> the extra that brings it."""
 
 
