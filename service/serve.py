@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     url = f"http://{host}:{options.port}"
     print(
         f"overread: starting on {url}, ready in a few seconds (documentation at {url}/, state in {settings.state})\n"
+        f"overread: the page for people is {url}/ui\n"
         f"overread: try, in another terminal:"
     )
     print(*_lines_to_try(cards, settings.state, url), sep="\n", flush=True)

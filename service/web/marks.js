@@ -51,6 +51,7 @@ export class Marks {
     this.drawing = false;
     this.tool = "move";
     viewer.target.addEventListener("keydown", (event) => this.#onKey(event), true);
+    viewer.target.addEventListener("pointermove", () => { if (!this.sketch) this.#showCross(false); });
     viewer.map.on("singleclick", (event) => { if (this.tool === "erase") this.#erase(event.coordinate); });
   }
 

@@ -8,7 +8,7 @@ export function toolbar(viewer, ...extra) {
   const button = (text, label, run) => h("button", { type: "button", title: label, "aria-label": label, onclick: run }, text);
   const windowing = button("Window", "Window by dragging (W); the right mouse button always does", () => setWindowing(viewer, !viewer.windowing));
   const inverted = button("Invert", "Invert (I)", () => viewer.invert());
-  const overlay = h("button", { type: "button", onclick: () => viewer.showOverlay(!viewer.overlayShown) }, "Model");
+  const overlay = h("button", { type: "button", onclick: () => viewer.showOverlay(!viewer.overlayShown) }, "Overlay");
   overlay.title = "Show or hide what the model marked (H)";
   const most = viewer.picture.levels - 1;
   const range = (label, read, write) => {

@@ -68,7 +68,7 @@ export function worklistView(main, { models }) {
       [h("meter", { min: 0, max: 100, value: item.loss_percentile, "aria-hidden": "true" }), h("small", {}, `higher than ${Math.round(item.loss_percentile)} of 100`)],
       item.site || h("span", { class: "soft" }, "none"),
       day(item.created_at),
-      h("button", { "aria-label": `Read number ${i + 1}`, onclick: () => open(item.item_id) }, "Read"),
+      h("button", { "aria-label": `Read number ${i + 1}`, onclick: () => open(item) }, "Read"),
     ])));
 
   async function take(wanted) {
@@ -84,19 +84,21 @@ export function worklistView(main, { models }) {
     }
   }
 
-  async function read(wanted) {
+  /** `why` is what the list said of a wanted item. */
+  async function read(wanted, why) {
     const taken = await take(wanted);
     if (ended) return;
     if (!taken) {
       await list();
       return;
     }
+    if (why) taken.detail.item = { ...taken.detail.item, why };
     reading = new Reading(main, { ...taken, model, next, list, again });
     await reading.begin();
   }
 
   const next = () => read({});
-  const open = (item_id) => read({ item_id });
+  const open = ({ item_id, why }) => read({ item_id }, why);
 
   /** Open what was sent last, to send it otherwise. */
   async function again({ item_id, label_id, draft }) {

@@ -20,7 +20,8 @@ BENTOML = str(Path(sys.executable).parent / "bentoml")
 EXPECTED = re.compile(
     r"(bento\.yaml|README\.md|apis/(openapi\.yaml|schema\.json)|env/(docker|python)/[\w.-]+"
     r"|src/(bentofile\.yaml|models/[a-z_]+\.py|models/zoo/[a-z0-9-]+/(model\.onnx|card\.json)"
-    r"|service/[a-z_]+\.py|service/migrations/(env\.py|script\.py\.mako|versions/\w+\.py)))"
+    r"|service/[a-z_]+\.py|service/migrations/(env\.py|script\.py\.mako|versions/\w+\.py)"
+    r"|service/web/([\w.-]+\.(html|css|js|svg)|vendor/[\w.-]+\.(js|css|md|txt))))"
 )
 
 

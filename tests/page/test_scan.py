@@ -118,7 +118,7 @@ def test_outlines_of_objects(lenient: Any, open_page: Callable[..., Page]) -> No
     drop(page, "a.png", tissue_phantom())
     expect(page.locator(".panel")).to_contain_text("What was found: nucleus")
     expect(page.locator(".panel")).to_contain_text("per megapixel")
-    shown = page.get_by_role("button", name="Model", exact=True)
+    shown = page.get_by_role("button", name="Overlay")
     expect(shown).to_have_attribute("aria-pressed", "true")
     page.wait_for_timeout(300)
     green = [count_green(page)]
