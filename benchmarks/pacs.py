@@ -47,6 +47,7 @@ SEED = 0
 GOAL = 0.2
 """Of the prediction's time that writing all objects may cost."""
 SECONDS = 300
+ONCE = httpx.Limits(max_keepalive_connections=0)
 MODELS = {"cxr-pneumonia": ("sr", "sc"), "nuclei": ("sr", "seg", "sc")}
 """Shipped model -> the objects that it has; there is no segmentation of a classification."""
 PAGE = report.ROOT / "docs" / "performance.md"
@@ -156,7 +157,8 @@ def orthanc(folder: Path) -> Iterator[tuple[httpx.Client, dict[str, str]]]:
     settings |= {"PACS_USER": user, "PACS_PASSWORD_FILE": str(folder / "password")}
     with (
         running(["Orthanc", str(folder / "orthanc.json")], folder / "log", dict(os.environ)),
-        httpx.Client(base_url=url, auth=(user, password), timeout=60, trust_env=False) as client,
+        # Orthanc closes a connection that is idle for a second, just when the next request may be on its way
+        httpx.Client(base_url=url, auth=(user, password), timeout=60, trust_env=False, limits=ONCE) as client,
     ):
         until(lambda: _answers(client))
         yield client, settings
