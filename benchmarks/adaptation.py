@@ -102,8 +102,9 @@ def config_of(cell: Cell, data: Domains, recipe: Recipe, scale: str) -> RunConfi
     home = sorted(set(data.domains.tolist()) - {cell.target})
     classes, taken = SOURCES[cell.data].classes, spec(cell.data, recipe.side)
     return make_config(
-        seed=cell.seed, domains=tuple(home), leave_out=(), classes=classes, finding=classes[-1], input=taken, loss_prediction="none",
+        seed=cell.seed, domains=tuple(home), leave_out=(), classes=classes, finding=classes[-1], input=taken,
         widths=recipe.widths, blocks=recipe.blocks, batch_size=recipe.batch, steps_per_epoch=steps, adaptation=settings,
+        loss_prediction="none",
     )  # fmt: skip
 
 
