@@ -190,3 +190,14 @@ def test_what_is_no_package(tmp_path: Path) -> None:
         with pytest.raises(Refusal) as refused:
             read_label_package(tmp_path)
         assert refused.value.code == "data_invalid"
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("1-classes", "0d2ac6640884b0da154eb05f3c0bab86e8e2621c7ef44b94efa5dd487a7e38ce"),
+        ("1-marks", "40cc895e545b572154eb3453d17d06bf6b0f4dd020309fc3f8fde4f8f556d933"),
+    ],
+)
+def test_packages_of_each_schema_open(name: str, sha256: str) -> None:
+    assert read_label_package(Path(__file__).parent / "label_packages" / name).sha256 == sha256
