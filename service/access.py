@@ -72,6 +72,11 @@ class Caller:
         return self.name or "local"
 
 
+def name_digest(name: str) -> str:
+    """Return what the audit calls a token: the SHA-256 of its name."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address can be reached from this machine only."""
     bare = host.strip("[]")

@@ -19,12 +19,15 @@ from models.triage import Judgement, judge
 from service.access import Access
 from service.analysed import Analysis
 from service.answers import Reply, card_of
+from service.audit import Audit
 from service.callers import Proxy
 from service.dicom_results import is_ours
 from service.engine import Engine
+from service.health import Health
 from service.items import Draft
 from service.lineup import Lineup, Served
 from service.loop import Loop
+from service.pseudonyms import Whose
 from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
 from service.sessions import Sessions
@@ -56,8 +59,10 @@ class Site:
         self.access = Access.read(settings.tokens, settings.rate_limit_per_minute, proxied=self.proxy is not None)
         self.telemetry = Telemetry()
         self.store = Store(settings.database)
+        self.audit = Audit(self.store)
         self.access.check_sites(settings.sites)
         self.loop = Loop(settings, self.store, self.telemetry)
+        self.health = Health(self.store)
         self.lineup = Lineup(settings, self.store, self.telemetry)
         self.sessions = Sessions(self.store, self.access, settings.session_hours)
         self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
@@ -156,7 +161,7 @@ class Site:
         else:
             stored = self._segment(predictor, served.row, image, notes, stored, None, started)
         draft = Draft(image.sha256, predictor.card.name, image.rows, image.columns, None, {}, patient, site, always=True)
-        self._record(stored, served, _uid(image), draft, site, scored_again=True)
+        self._record(stored, served, _uid(image), draft, site, None, scored_again=True)
 
     def _draft(
         self, body: bytes, image: Image, stored: Stored, served: Served, uid: str | None, known: Judgement | None, site: str
@@ -178,7 +183,8 @@ class Site:
         """
         judgement = analysis.known
         if judgement is None or analysis.draft is not None:
-            judgement = self._record(analysis.stored, analysis.served, analysis.uid, analysis.draft, analysis.site)
+            whose = self.loop.pseudonyms.whose(analysis.image)
+            judgement = self._record(analysis.stored, analysis.served, analysis.uid, analysis.draft, analysis.site, whose)
         if analysis.known is not None:
             self.telemetry.repeated.labels(analysis.served.predictor.card.name).inc()
         self.shadow.offer(Job(analysis.upload.body, analysis.region, analysis.served, analysis.stored, judgement))
@@ -249,7 +255,15 @@ class Site:
         return Stored(result_row(image, segmentation, predictor, notes, record), model)
 
     def _record(
-        self, stored: Stored, served: Served, uid: str | None, draft: Draft | None, site: str, *, scored_again: bool = False
+        self,
+        stored: Stored,
+        served: Served,
+        uid: str | None,
+        draft: Draft | None,
+        site: str,
+        whose: Whose | None,
+        *,
+        scored_again: bool = False,
     ) -> Judgement:
         limits, prediction, notes = served.limits, stored.prediction, stored.result["notes"]
         started = time.perf_counter()
@@ -262,6 +276,7 @@ class Site:
                 site,
                 then,
                 scored_again,
+                whose,
             )
         self.telemetry.store.observe(time.perf_counter() - started)
         name = served.predictor.card.name

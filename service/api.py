@@ -14,11 +14,11 @@ from models.errors import Refusal
 from service.access import ACCESS
 from service.analysis import Site
 from service.answers import Reply
-from service.arrivals import Arrivals
 from service.callers import identify
 from service.candidates import CANDIDATE_HANDLERS
 from service.label_api import LABEL_HANDLERS
 from service.label_studio_api import STUDIO_HANDLERS
+from service.measured import measure_archive, measure_sites
 from service.negotiation import JSON, choose
 from service.openapi import document
 from service.page import page
@@ -152,7 +152,13 @@ async def _studies(site: Site, call: Call) -> Response:
 
 async def _result(site: Site, call: Call) -> Response:
     call.query()
-    return await _send(await site.engine.run(lambda: site.result(call.parameters["result_id"], call.accept)))
+
+    def read() -> Reply:
+        reply = site.result(call.parameters["result_id"], call.accept)
+        site.audit.read(call.who, "result_read", [reply.stored.result["image_sha256"]])
+        return reply
+
+    return await _send(await site.engine.run(read))
 
 
 async def _models(site: Site, call: Call) -> Response:
@@ -161,10 +167,9 @@ async def _models(site: Site, call: Call) -> Response:
 
 
 async def _metrics(site: Site, _: Call) -> Response:
-    # The watch is another process; its rows are counted here, where they are asked for
-    for state, number in (await asyncio.to_thread(Arrivals(site.store).counts)).items():
-        site.telemetry.pacs_instances.labels(state).set(number)
+    await asyncio.to_thread(measure_archive, site)
     await asyncio.to_thread(measure, site)
+    await asyncio.to_thread(measure_sites, site)
     content, media_type = site.telemetry.exposition()
     return Response(content, headers={"content-type": media_type})
 

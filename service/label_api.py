@@ -31,7 +31,7 @@ async def _add(site: Site, call: Call) -> Response:
     call.query()
     key, reader = _key(call), call.caller.reader
     given = await call.document(LabelIn, site.settings.body_timeout_seconds, MAX_LABEL_BYTES)
-    answer = await site.engine.run(lambda: site.loop.labels.add(given, reader, key))
+    answer = await site.engine.run(lambda: site.loop.labels.add(given, reader, key, by=call.who))
     site.telemetry.labels.labels(given.source).inc()
     return json_response(answer, 201)
 
@@ -44,9 +44,13 @@ async def _list(site: Site, call: Call) -> Response:
     if re.fullmatch("[1-9][0-9]{0,14}" if number else "[0-9a-f]{64}", number or result or "") is None:
         raise Refusal("bad_request", "item_id is a number, result_id has 64 hexadecimal digits.")
     reader = None if call.caller.role == "operator" else call.caller.reader
-    labels = site.loop.labels
-    rows = await site.engine.run(lambda: labels.listed(reader, int(number) if number else None, result))
-    return json_response(LabelList(labels=rows))
+
+    def listed() -> LabelList:
+        found = LabelList(labels=site.loop.labels.listed(reader, int(number) if number else None, result))
+        site.audit.read(call.who, "labels_read", [label.image_sha256 for label in found.labels])
+        return found
+
+    return json_response(await site.engine.run(listed))
 
 
 LABEL_HANDLERS: dict[tuple[str, str], Handler] = {

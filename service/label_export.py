@@ -18,6 +18,7 @@ from models.agreement import cohen_kappa
 from models.card import AnyCard, ModelCard, SegmenterCard
 from models.errors import Refusal
 from models.label_package import NO_SITE, LabelPackage, Labels, write_label_package
+from service.audit import note, operator
 from service.items import DONE
 from service.kept import Kept
 from service.label_documents import Document, class_of, likeness
@@ -108,6 +109,8 @@ class Exporter:
                 for sha256 in sorted({row["model_sha256"] for row in readings})
             },
         })  # fmt: skip
+        with self._store.writing() as connection:
+            note(connection, operator(), "labels_exported", [each.item["image_sha256"] for each in chosen])
         return write_label_package(folder, document, self._content(chosen))
 
     def _choose(self, decided: Iterable[_Decided], leave_out_burned_in: bool, left_out: dict[Why, int]) -> Iterable[_Decided]:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from models import __version__
 from models.errors import Refusal
 from models.triage import Verdict
+from service.audit import Who
 from service.label_schemas import LabelIn
 from service.label_studio import Part, prediction, said
 from service.loop_schemas import Digest
@@ -124,7 +125,7 @@ def _known(site: Site, task: StudioTask) -> tuple[Stored, Verdict]:
     return stored, latest[1].verdict
 
 
-def _keep(site: Site, event: StudioEvent, reader: str) -> str:
+def _keep(site: Site, event: StudioEvent, who: Who) -> str:
     annotation, task = event.annotation, event.task
     if annotation is None or task is None:
         raise Refusal("bad_request", "The event carries no annotation, or not its task.")
@@ -138,7 +139,7 @@ def _keep(site: Site, event: StudioEvent, reader: str) -> str:
     user = annotation.completed_by if isinstance(annotation.completed_by, int) else annotation.completed_by.id
     state = hashlib.sha256(given.model_dump_json(include={"classes", "annotation"}).encode()).hexdigest()
     key = f"label-studio {annotation.id} {annotation.updated_at} {state}"
-    return site.loop.labels.add(given, f"{reader}:{user}", key, "label-studio", corrects=True).label_id
+    return site.loop.labels.add(given, f"{who.name}:{user}", key, "label-studio", corrects=True, by=who).label_id
 
 
 async def _health(_: Site, call: Call) -> Response:
@@ -159,7 +160,9 @@ async def _predict(site: Site, call: Call) -> Response:
     wanted = await call.document(StudioPredictIn, site.settings.body_timeout_seconds, site.settings.max_body_bytes)
 
     def answered() -> StudioPredictions:
-        found = [prediction(*_known(site, task)) for task in wanted.tasks]
+        known = [_known(site, task) for task in wanted.tasks]
+        found = [prediction(*each) for each in known]
+        site.audit.read(call.who, "result_read", [stored.result["image_sha256"] for stored, _ in known])
         return StudioPredictions(results=[StudioPrediction.model_validate(each) for each in found])
 
     return json_response(await site.engine.run(answered))
@@ -170,7 +173,7 @@ async def _webhook(site: Site, call: Call) -> Response:
     event = await call.document(StudioEvent, site.settings.body_timeout_seconds, site.settings.max_body_bytes)
     if event.action not in EVENTS or (event.annotation is not None and event.annotation.was_cancelled):
         return json_response(StudioStored(status="passed_over", label_id=None))
-    label_id = await site.engine.run(lambda: _keep(site, event, call.caller.reader))
+    label_id = await site.engine.run(lambda: _keep(site, event, call.who))
     site.telemetry.labels.labels("label-studio").inc()
     return json_response(StudioStored(status="ok", label_id=label_id), 201)
 

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 from models.card import ModelCard, SegmenterCard
 from models.errors import Refusal
 from models.rendered import Picture
+from service.audit import note, operator
 from service.items import WAITING, Row
 from service.kept import Kept
 from service.label_studio import label_config
@@ -63,12 +64,15 @@ def write_tasks(
     """
     if file.exists():
         raise Refusal("output_exists", "The file is there already: name another one.")
+    rows = list(_waiting(store, card.name))
+    if leave_out_burned_in:
+        rows = [row for row in rows if row["facts"]["burned_in"] != "yes"]
+    elif any(row["facts"]["burned_in"] == "yes" for row in rows):
+        raise Refusal("burned_in_annotation", "An image is said to hold writing; --leave-out-burned-in goes without it.")
+    with store.writing() as connection:
+        note(connection, operator(), "labels_exported", [row["image_sha256"] for row in rows])
     tasks = []
-    for row in _waiting(store, card.name):
-        if row["facts"]["burned_in"] == "yes":
-            if leave_out_burned_in:
-                continue
-            raise Refusal("burned_in_annotation", "An image is said to hold writing; --leave-out-burned-in goes without it.")
+    for row in rows:
         png = kept.read(row["image_sha256"])
         if png is None:  # it expired just now
             continue

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from models.card import ModelCard
 from models.errors import Refusal
 from service.answers import card_of
+from service.audit import COMMAND, Who, note
 from service.items import ADJUDICATE, DONE, WAITING
 from service.label_documents import Document, checked_annotation, complete_classes, kind_of, likeness, shown
 from service.label_rules import ADJUDICATOR, READER, Decision, Row, decide, in_force
@@ -41,7 +42,14 @@ class Labels:
         self._store, self._readers = store, readers
 
     def add(
-        self, given: LabelIn, reader: str, key: str | None = None, source: Source | None = None, *, corrects: bool = False
+        self,
+        given: LabelIn,
+        reader: str,
+        key: str | None = None,
+        source: Source | None = None,
+        *,
+        corrects: bool = False,
+        by: Who | None = None,
     ) -> LabelAnswer:
         """Store a label, and what follows for its item, in one transaction.
 
@@ -57,6 +65,8 @@ class Labels:
             Where it comes from, if not from where ``given`` says. What was read elsewhere needs no lease, and meets none.
         corrects : bool
             Whether it replaces whatever stands of this reader. Without a key, nothing is added where that says the same.
+        by : Who, optional
+            Who stores it, for the audit, if that is not a command in the reader's name.
 
         Raises
         ------
@@ -98,6 +108,7 @@ class Labels:
             row |= {"item_id": item["id"] if item else None, "replaces": replaces, "created_at": datetime.now(UTC)}
             row["standing"] = own["standing"] if own else ADJUDICATOR if item and item["state"] == ADJUDICATE else READER
             connection.execute(sa.insert(labels).values(**row))
+            note(connection, by or Who(reader, COMMAND), "label_added", [given.image_sha256])
             decision = self._decision([*(each for each in standing if each is not own), row], stored)
             state = None if item is None else _settle(connection, item, decision, reader)
         return _answer(row, state, lease, decision)

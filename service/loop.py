@@ -24,10 +24,10 @@ class Loop:
     """
 
     def __init__(self, settings: Settings, store: Store, telemetry: Telemetry) -> None:
-        pseudonyms = Pseudonyms(read_key(settings.pseudonym_key))
+        self.pseudonyms = Pseudonyms(read_key(settings.pseudonym_key))
         self.kept = Kept(settings.kept)
         self.items = Items(store, self.kept, settings.keep_days, settings.keep_max_bytes)
-        self.intake = Intake(self.items, self.kept, pseudonyms, settings.keep_random_share, telemetry)
+        self.intake = Intake(self.items, self.kept, self.pseudonyms, settings.keep_random_share, telemetry)
         self.leases = Leases(store, settings.lease_minutes, settings.readers)
         self.labels = Labels(store, settings.readers)
         self.worklist = Worklist(store, settings.readers)

@@ -7,8 +7,6 @@ between, it leaves a copy that nobody names, and the next command goes on from t
 from __future__ import annotations
 
 import argparse
-import os
-import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from models.batch import AnyPredictor, load_model
 from models.card import ModelCard, SegmenterCard, read_package
 from models.comparison import Comparison, check_kind, read_comparison
 from models.errors import Refusal
+from service.audit import actor
 from service.packages import alone, keep
 from service.promotions import (
     NO_PACKAGE,
@@ -35,15 +34,6 @@ from service.settings import Settings, read_settings
 from service.store import Store
 
 NOT_WORSE = "The comparison with the package before says that it is not worse."
-
-
-def actor() -> str:
-    """Return the name of the account that runs the command, or its number where it has no name."""
-    number = os.getuid()
-    try:
-        return pwd.getpwuid(number).pw_name[:64]
-    except KeyError:  # usual in containers
-        return f"uid {number}"
 
 
 def read_reason(text: str | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from models.errors import Refusal
+from service.audit import COMMAND, Who, note
 from service.store import Store
 from service.tables import promotions
 
@@ -70,6 +71,13 @@ class Decision:
     actor: str
     reason: str
     report: dict[str, Any] | None = None
+
+    @property
+    def action(self) -> str:
+        """What it is to the audit."""
+        if self.role == "candidate":
+            return "candidate_changed"
+        return "package_rolled_back" if TAKEN_BACK in (self.report or {}) else "package_promoted"
 
 
 def in_force(rows: list[Promotion], role: Role) -> dict[str, str]:
@@ -130,6 +138,8 @@ class Promotions:
                 raise Refusal("output_exists", "Another promotion was made at the same time: look at it, and try again.")
             for decision in decisions:
                 connection.execute(sa.insert(promotions), vars(decision) | {"created_at": now})
+                if decision.actor != SETTINGS_ACTOR:  # that row says what was there before
+                    note(connection, Who(decision.actor, COMMAND), decision.action, [decision.model_sha256])
             number: int = connection.execute(_LAST).scalar_one()
         return number
 

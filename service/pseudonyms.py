@@ -8,6 +8,7 @@ import hmac
 import os
 import secrets
 from pathlib import Path
+from typing import NamedTuple
 
 from models.errors import Refusal
 from models.image import Image
@@ -47,6 +48,13 @@ def read_key(file: Path) -> bytes:
     return key
 
 
+class Whose(NamedTuple):
+    """Two pseudonyms of a patient, 64 hex digits each: of PatientID and IssuerOfPatientID, and of PatientID alone."""
+
+    patient: str
+    number: str
+
+
 class Pseudonyms:
     """Derives from one secret."""
 
@@ -60,10 +68,18 @@ class Pseudonyms:
 
     def patient(self, image: Image) -> str:
         """Return the pseudonym of an image's patient, 64 hex digits; an image without a PatientID is its own patient."""
+        whose = self.whose(image)
+        return whose.patient if whose else self._digest("image", image.sha256).hex()
+
+    def whose(self, image: Image) -> Whose | None:
+        """Return whose image it is; None where it states no PatientID."""
         values = [image.header.get(name) if image.header is not None else None for name in ("PatientID", "IssuerOfPatientID")]
         number, issuer = (str(value or "").strip() for value in values)
-        parts = ("patient", number, issuer) if number else ("image", image.sha256)
-        return self._digest(*parts).hex()
+        return self.of_number(number, issuer) if number else None
+
+    def of_number(self, number: str, issuer: str) -> Whose:
+        """Return the pseudonyms of a PatientID and its issuer, which may be empty; both without outer spaces."""
+        return Whose(self._digest("patient", number, issuer).hex(), self._digest("patient number", number).hex())
 
     def reader(self, name: str) -> str:
         """Return the pseudonym of a reader, 16 hex digits."""

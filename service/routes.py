@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from models.errors import Refusal
 from service.access import ACCESS, Caller
+from service.audit import Who
 from service.wall import media_type_of, read_body
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ class Call:
         if own and named != own:
             raise Refusal("forbidden", "The token is that of another site.")
         return named
+
+    @property
+    def who(self) -> Who:
+        """Who makes it, for the audit."""
+        return Who(self.caller.reader, self.caller.role)
 
     @property
     def accept(self) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from models.errors import Refusal
-from service.access import Access, Caller
+from service.access import Access, Caller, name_digest
+from service.audit import Who, note
 from service.store import Store
 from service.tables import sessions
 
@@ -64,6 +65,7 @@ class Sessions:
         with self._store.writing() as connection:
             connection.execute(sa.delete(sessions).where(sessions.c.expires_at <= now))
             connection.execute(sa.insert(sessions), row)
+            note(connection, Who(caller.name, caller.role), "signed_in", [name_digest(caller.name)])
         return cookie, session
 
     def find(self, cookie: str) -> Session:

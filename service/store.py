@@ -28,6 +28,7 @@ from models.image import Box, Image
 from models.objects import Segmentation
 from models.postprocess import Prediction
 from models.triage import Judgement
+from service.pseudonyms import Whose
 from service.schemas import SegmentationRecord
 from service.segmentation import pack
 from service.tables import instances, models, results, verdicts
@@ -35,6 +36,12 @@ from service.tables import instances, models, results, verdicts
 # Statements are built once: building them costs more than running them.
 _ADD_MODEL, _ADD_RESULT, _ADD_INSTANCE, _ADD_VERDICT = (
     insert(table).on_conflict_do_nothing() for table in (models, results, instances, verdicts)
+)
+_NEW = insert(instances)
+_ADD_INSTANCE_OF = _NEW.on_conflict_do_update(
+    index_elements=["sop_instance_uid", "image_sha256"],
+    set_={name: _NEW.excluded[name] for name in ("patient", "patient_number")},
+    where=instances.c.patient.is_distinct_from(_NEW.excluded.patient),
 )
 _RESULT = sa.select(results).where(results.c.id == sa.bindparam("key"))
 _MODEL = sa.select(models).where(models.c.sha256 == sa.bindparam("sha256"))
@@ -170,7 +177,7 @@ class Store:
         def _connect(connection: sqlite3.Connection, _: object) -> None:
             # Transactions are begun by us; what is only read is one statement, or rows that never change.
             connection.isolation_level = None
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 connection.execute(f"PRAGMA {pragma}")
 
         return engine
@@ -242,6 +249,7 @@ class Store:
         site: str = "",
         then: Callable[[sa.Connection, Judgement], None] | None = None,
         scored_again: bool = False,
+        whose: Whose | None = None,
     ) -> tuple[bool, Judgement]:
         """Commit a result, the instance it came from, and its verdict, in one transaction; what is there already stays.
 
@@ -261,6 +269,8 @@ class Store:
             Called in the transaction with the stored verdict; what it raises undoes everything.
         scored_again : bool
             Whether this is for an item of the worklist rather than for a scan.
+        whose : Whose or None
+            Pseudonyms of the patient; None where the image states none.
 
         Returns
         -------
@@ -272,7 +282,7 @@ class Store:
         now = datetime.now(UTC)
         with self.writing() as connection:
             made = connection.execute(_ADD_RESULT, {"created_at": now} | row)
-            reused = uid is not None and self._see(connection, uid, row["image_sha256"], now)
+            reused = uid is not None and self._see(connection, uid, row["image_sha256"], now, whose)
             judgement = judge(reused)
             key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
             values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
@@ -294,9 +304,12 @@ class Store:
         return first not in {None, image_sha256}
 
     @staticmethod
-    def _see(connection: sa.Connection, uid: str, image_sha256: str, now: datetime) -> bool:
-        """Note an instance, and tell whether its UID came with another image before."""
+    def _see(connection: sa.Connection, uid: str, image_sha256: str, now: datetime, whose: Whose | None) -> bool:
+        """Note an instance and its patient as last stated, and tell whether its UID came with another image before."""
         seen = {"sop_instance_uid": uid, "image_sha256": image_sha256, "first_seen_at": now}
-        connection.execute(_ADD_INSTANCE, seen)
+        if whose is None:
+            connection.execute(_ADD_INSTANCE, seen)
+        else:
+            connection.execute(_ADD_INSTANCE_OF, seen | {"patient": whose.patient, "patient_number": whose.number})
         first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one()
         return bool(first != image_sha256)

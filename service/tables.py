@@ -59,8 +59,10 @@ instances = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),  # the order in which instances were first seen
     Column("sop_instance_uid", String(64), nullable=False),
-    Column("image_sha256", String(64), nullable=False),
+    Column("image_sha256", String(64), nullable=False, index=True),
     Column("first_seen_at", DateTime(timezone=True), nullable=False),
+    Column("patient", String(64)),  # keyed pseudonyms: of PatientID and issuer, and of PatientID alone; NULL: not stated
+    Column("patient_number", String(64), index=True),
     UniqueConstraint("sop_instance_uid", "image_sha256"),
 )
 
@@ -220,4 +222,36 @@ sessions = Table(
     Column("id_sha256", String(64), primary_key=True),  # of the cookie
     Column("token_sha256", String(64), nullable=False),  # of the token it was opened with
     Column("expires_at", Float, nullable=False),  # seconds since 1970
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", DateTime(timezone=True), nullable=False, index=True),
+    Column("actor", String(64), nullable=False),  # the token's or the person's name, or the account that ran a command
+    Column("role", String(16), nullable=False),  # service.access.ROLES, or service.audit.COMMAND
+    Column("action", String(32), nullable=False),  # service.audit.ACTIONS
+    Column("subject", String(64), nullable=False, index=True),  # a digest or pseudonym; empty: nothing in particular
+    Column("number", Integer, nullable=False),  # how many things it concerned
+)
+"""Triggers refuse to change or remove a row."""
+
+site_health = Table(
+    "site_health",
+    metadata,
+    Column("site", String(64), primary_key=True),  # a configured name, or empty
+    Column("model_sha256", String(64), ForeignKey("models.sha256"), primary_key=True),
+    Column("last_verdict_id", Integer, nullable=False),  # the largest of all rows is how far was counted
+    Column("loss_counts", JSON, nullable=False),  # of percentiles, by service.telemetry.SITE_PERCENTILES
+    Column("domain_counts", JSON, nullable=False),
+    Column("loss_sum", Float, nullable=False),
+    Column("domain_sum", Float, nullable=False),
+    Column("verdicts", JSON, nullable=False),  # verdict -> number
+    Column("drift_seen", Integer, nullable=False),  # models.drift.Drift, here and below
+    Column("drift_loss_counts", LargeBinary, nullable=False),  # int32, little-endian
+    Column("drift_domain_counts", LargeBinary, nullable=False),
+    Column("drift_wealth", JSON, nullable=False),
+    Column("drift_alarm_at", Integer),
+    Column("drift_began_at", DateTime(timezone=True), nullable=False),
 )

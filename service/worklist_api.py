@@ -11,7 +11,7 @@ from starlette.responses import Response
 from models.errors import Refusal
 from service.item_answers import item_answer, item_answers, item_detail
 from service.leases import Held
-from service.loop_schemas import Lease, LeaseIn, Sites, SkipIn, Worklist
+from service.loop_schemas import Item, ItemDetail, Lease, LeaseIn, Sites, SkipIn, Worklist
 from service.routes import Call, Handler, json_response
 from service.sites import site_days
 from service.worklist import Place
@@ -48,17 +48,29 @@ async def _worklist(site: Site, call: Call) -> Response:
     def listed() -> Worklist:
         places = site.loop.worklist.choose(sha256, call.caller.reader, budget)
         counts = site.loop.worklist.counts(name, sha256)
-        return Worklist(model=name, model_sha256=sha256, items=item_answers(site, places), **counts)
+        return Worklist(model=name, model_sha256=sha256, items=_seen(site, call, item_answers(site, places)), **counts)
 
     return json_response(await site.engine.run(listed))
 
 
-def _leased(site: Site, held: Held, place: Place | None = None) -> Lease:
-    (item,) = item_answers(site, [place or Place(held.item_id, ())])
+def _seen(site: Site, call: Call, shown: list[Item]) -> list[Item]:
+    """Note that the caller is about to see these items."""
+    site.audit.read(call.who, "item_read", [item.image_sha256 for item in shown])
+    return shown
+
+
+def _one(site: Site, call: Call, item_id: int) -> Item:
+    (item,) = _seen(site, call, [item_answer(site, item_id)])
+    return item
+
+
+def _leased(site: Site, call: Call, held: Held, place: Place | None = None) -> Lease:
+    (item,) = _seen(site, call, item_answers(site, [place or Place(held.item_id, ())]))
     return Lease(item=item, lease_id=held.lease_id, until=datetime.fromtimestamp(held.until, UTC))
 
 
-def _take(site: Site, reader: str, wanted: LeaseIn) -> Lease:
+def _take(site: Site, call: Call, wanted: LeaseIn) -> Lease:
+    reader = call.caller.reader
     if wanted.item_id is None:
         sha256 = site.predictor(wanted.model).sha256
         # Others take from the same list meanwhile, so it is as long as a list can be
@@ -66,50 +78,62 @@ def _take(site: Site, reader: str, wanted: LeaseIn) -> Lease:
         held = site.loop.leases.take(reader, sha256, [place.item_id for place in places])
         if held is None:
             raise Refusal("worklist_empty")
-        return _leased(site, held, next(place for place in places if place.item_id == held.item_id))
+        return _leased(site, call, held, next(place for place in places if place.item_id == held.item_id))
     item = item_answer(site, wanted.item_id)
     if wanted.model is not None and wanted.model != item.model.name:
         raise Refusal("bad_request", "The item is one of another model.")
-    return _leased(site, site.loop.leases.take_named(reader, site.predictor(item.model.name).sha256, wanted.item_id))
+    return _leased(site, call, site.loop.leases.take_named(reader, site.predictor(item.model.name).sha256, wanted.item_id))
 
 
 async def _lease(site: Site, call: Call) -> Response:
     call.query()
     wanted = await call.document(LeaseIn, site.settings.body_timeout_seconds)
-    return json_response(await site.engine.run(lambda: _take(site, call.caller.reader, wanted)))
+    return json_response(await site.engine.run(lambda: _take(site, call, wanted)))
 
 
 async def _renew(site: Site, call: Call) -> Response:
     call.query()
     lease_id, reader = call.parameters["lease_id"], call.caller.reader
-    return json_response(await site.engine.run(lambda: _leased(site, site.loop.leases.renew(reader, lease_id))))
+    return json_response(await site.engine.run(lambda: _leased(site, call, site.loop.leases.renew(reader, lease_id))))
 
 
 async def _return(site: Site, call: Call) -> Response:
     call.query()
     lease_id, reader = call.parameters["lease_id"], call.caller.reader
-    return json_response(await site.engine.run(lambda: item_answer(site, site.loop.leases.give_back(reader, lease_id))))
+    return json_response(await site.engine.run(lambda: _one(site, call, site.loop.leases.give_back(reader, lease_id))))
 
 
 async def _skip(site: Site, call: Call) -> Response:
     call.query()
     reason = (await call.document(SkipIn, site.settings.body_timeout_seconds)).reason
     lease_id, reader = call.parameters["lease_id"], call.caller.reader
-    return json_response(await site.engine.run(lambda: item_answer(site, site.loop.leases.skip(reader, lease_id, reason))))
+    return json_response(await site.engine.run(lambda: _one(site, call, site.loop.leases.skip(reader, lease_id, reason))))
 
 
 async def _item(site: Site, call: Call) -> Response:
     call.query()
     number = int(call.parameters["item_id"])
-    return json_response(await site.engine.run(lambda: item_detail(site, number, call.caller.reader)))
+
+    def read() -> ItemDetail:
+        detail = item_detail(site, number, call.caller.reader)
+        _seen(site, call, [detail.item])
+        return detail
+
+    return json_response(await site.engine.run(read))
 
 
 async def _image(site: Site, call: Call) -> Response:
     call.query()
-    png = await site.engine.run(lambda: site.loop.kept.read(call.parameters["image_sha256"]))
-    if png is None:
-        raise Refusal("not_found", "The pixels are not kept, or not any more.")
-    return Response(png, media_type="image/png")
+    image_sha256 = call.parameters["image_sha256"]
+
+    def read() -> bytes:
+        png = site.loop.kept.read(image_sha256)
+        if png is None:
+            raise Refusal("not_found", "The pixels are not kept, or not any more.")
+        site.audit.read(call.who, "image_read", [image_sha256])
+        return png
+
+    return Response(await site.engine.run(read), media_type="image/png")
 
 
 async def _sites(site: Site, call: Call) -> Response:

@@ -25,6 +25,8 @@ DOORS = {
     "bentoml": {"service/app.py"},
     "prometheus_client": {"service/telemetry.py"},
     "sqlalchemy": {
+        "service/audit.py",
+        "service/health.py",
         "service/intake.py",
         "service/items.py",
         "service/label_export.py",
