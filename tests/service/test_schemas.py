@@ -22,6 +22,12 @@ COMMANDS_ONLY = {
     "config_invalid",
     "data_invalid",
     "output_exists",
+    "burned_in_annotation",
+    "candidate_not_compared",
+    "candidate_worse",
+    "folder_unavailable",
+    "one_class",
+    "too_few_labels",
 }
 REQUEST_PATH = ("access", "analysis", "api", "engine", "negotiation", "segmentation", "store", "wall", "wanted")
 
