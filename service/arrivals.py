@@ -219,6 +219,25 @@ class Arrivals:
         with self._store.reading() as connection:
             return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in connection.execute(query)}
 
+    def looked(self) -> None:
+        """Note that the archive answered, with news or without."""
+        with self._store.writing() as connection:
+            connection.execute(sa.update(pacs_positions).values(updated_at=datetime.now(UTC)))
+
+    def last_look(self) -> datetime | None:
+        """Return when the archive last answered; None before the watch's first time."""
+        with self._store.reading() as connection:
+            at: datetime | None = connection.execute(sa.select(pacs_positions.c.updated_at)).scalar()
+        return at.replace(tzinfo=UTC) if at else None
+
+    def longest_wait(self) -> float:
+        """Return for how many seconds the instance has waited that waits longest; 0 where none does."""
+        # Not seen_at: an instance that came anew was seen long ago
+        query = sa.select(sa.func.min(pacs_instances.c.updated_at)).where(pacs_instances.c.state == WAITING)
+        with self._store.reading() as connection:
+            first: datetime | None = connection.execute(query).scalar()
+        return max(0.0, (datetime.now(UTC) - first.replace(tzinfo=UTC)).total_seconds()) if first else 0.0
+
     def _change(self, number: int, **values: object) -> None:
         with self._store.writing() as connection:
             connection.execute(sa.update(pacs_instances).where(pacs_instances.c.id == number).values(values))

@@ -14,12 +14,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import prometheus_client
+    from prometheus_client.metrics_core import Metric
 
     from models.batch import AnyPredictor
+    from service.health import Confirmed, SiteHealth
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # more of them, and a site would pass 300 series
 TIMED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "/v1/results/{result_id}"})
@@ -27,6 +29,11 @@ TIMED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "/v1/results/{result_i
 CODED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "none"})
 """Routes of images, and paths that are no route: their answers are counted by status and code, the others' by less."""
 PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
+
+SITE_PERCENTILES = (25.0, 50.0, 75.0, 95.0)
+"""Upper bounds of the buckets of a site's percentiles, which the store counts: few, for there may be many sites."""
+UNKNOWN = {"low": 0.0, "high": 1.0}
+"""Bounds of a share of which no label says anything."""
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_requests_total": ("Requests answered.", ("route", "status", "code")),
@@ -58,6 +65,19 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_domain_percentile": ("Percentile of domain distance in the calibration set.", ("model",)),
     "overread_verdicts_total": ("Verdicts on new results, once for each reason.", ("model", "verdict", "reason")),
     "overread_repeated_results_total": ("Answers given from the store.", ("model",)),
+    "overread_pacs_oldest_waiting_seconds": ("How long the instance has waited that waits longest.", ()),
+    "overread_pacs_last_look_timestamp_seconds": ("When the archive last answered the watch.", ()),
+    "overread_site_loss_percentile": ("Percentile of predicted loss of each scan of a site.", ("site", "model")),
+    "overread_site_domain_percentile": ("Percentile of domain distance of each scan of a site.", ("site", "model")),
+    "overread_site_scans_total": ("Scans of a site by their verdict.", ("site", "model", "verdict")),
+    "overread_drift_statistic": ("Evidence that a site's scans have changed; an alarm from 1,000,000 on.", ("site", "model")),
+    "overread_drift_scans": ("Scans that the drift test has seen since it began.", ("site", "model")),
+    "overread_drift_alarm": ("1 from an alarm of the drift test until it begins anew, else 0.", ("site", "model")),
+    "overread_accepted_labels": ("Accepted scans, drawn at random, that have a label.", ("site", "model")),
+    "overread_accepted_error_ratio": (
+        "Share of them that the label contradicts, and its 95% interval.",
+        ("site", "model", "bound"),
+    ),
 }
 """Metric -> (help, labels). ``docs/metrics.md`` lists them."""
 
@@ -110,6 +130,10 @@ class Telemetry:
         self.domain_percentile = self._histogram("overread_domain_percentile", PERCENTILES)
         self.verdicts = self._counter("overread_verdicts_total")
         self.repeated = self._counter("overread_repeated_results_total")
+        self.pacs_waiting = self._gauge("overread_pacs_oldest_waiting_seconds", "livemostrecent")
+        self.pacs_look = self._gauge("overread_pacs_last_look_timestamp_seconds", "livemostrecent")
+        self.sites = Sites(client.metrics_core)
+        self._registry.register(self.sites)
 
     def _counter(self, name: str) -> prometheus_client.Counter:
         return self._client.Counter(name, *METRICS[name], registry=self._registry)
@@ -153,7 +177,54 @@ class Telemetry:
                     multiprocess.mark_process_dead(int(pid), self._shared)  # type: ignore[no-untyped-call]
             registry = self._client.CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, self._shared)  # type: ignore[no-untyped-call]
+            registry.register(self.sites)  # from the store, so the same in every worker
         return self._client.generate_latest(registry), self._client.CONTENT_TYPE_LATEST
+
+
+class Sites:
+    """What was last shown of every site; a collector of prometheus_client's.
+
+    Parameters
+    ----------
+    families : module
+        ``prometheus_client.metrics_core``.
+    """
+
+    def __init__(self, families: Any) -> None:
+        self._families = families
+        self._rows: list[SiteHealth] = []
+        self._confirmed: dict[tuple[str, str], Confirmed] = {}
+
+    def show(self, rows: list[SiteHealth], confirmed: dict[tuple[str, str], Confirmed]) -> None:
+        """Take rows, and what labels say of their sites and packages."""
+        self._rows, self._confirmed = rows, confirmed
+
+    def collect(self) -> list[Metric]:
+        """Return the families."""
+        found = {name: self._family(name) for name, (_, labels) in METRICS.items() if "site" in labels}
+        for row in self._rows:
+            key = [row.site, row.model]
+            for name, counts, total in (("loss", row.loss, row.loss_sum), ("domain", row.domain, row.domain_sum)):
+                buckets = list(zip([*map(str, SITE_PERCENTILES), "+Inf"], counts, strict=True))
+                found[f"overread_site_{name}_percentile"].add_metric(key, buckets=buckets, sum_value=total)
+            for verdict, number in row.verdicts.items():
+                found["overread_site_scans_total"].add_metric([*key, verdict], number)
+            found["overread_drift_statistic"].add_metric(key, row.drift.statistic)
+            found["overread_drift_scans"].add_metric(key, row.drift.seen)
+            found["overread_drift_alarm"].add_metric(key, int(row.drift.alarm_at is not None))
+            given = self._confirmed.get((row.site, row.model_sha256))
+            found["overread_accepted_labels"].add_metric(key, given.labelled if given else 0)
+            bounds = {"low": given.low, "estimate": given.wrong / given.labelled, "high": given.high} if given else UNKNOWN
+            for bound, value in bounds.items():
+                found["overread_accepted_error_ratio"].add_metric([*key, bound], value)
+        return list(found.values())
+
+    def _family(self, name: str) -> Any:
+        text, names = METRICS[name]
+        if name.endswith("_total"):
+            return self._families.CounterMetricFamily(name, text, labels=names)
+        kind = "HistogramMetricFamily" if name.endswith("_percentile") else "GaugeMetricFamily"
+        return getattr(self._families, kind)(name, text, labels=names)
 
 
 class _JsonLines(logging.Formatter):

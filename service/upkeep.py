@@ -1,4 +1,4 @@
-"""What the service does by itself for the worklist: scores open items again after a promotion, and removes what is over.
+"""What the service does by itself: scores open items of the worklist again after a promotion, removes what is over, counts sites.
 
 One worker at a time does it, whichever takes the lock first. Every step can be killed and done again.
 """
@@ -58,6 +58,7 @@ class Upkeep:
                 with self._alone() as mine:
                     if mine:
                         self.sweep()
+                        self.count()
                         self.score_again()
             except (Refusal, OSError):
                 continue  # the disk is full or away, which every request says
@@ -89,6 +90,11 @@ class Upkeep:
         if now >= self._reconcile_at:
             self._reconcile_at = now + RECONCILE_SECONDS
             _log("images_reconciled", items.reconcile(time.time() - GRACE_SECONDS))
+
+    def count(self) -> None:
+        """Take every scan that was committed since into the health of its site."""
+        while not self._stop.is_set() and self._site.health.advance():
+            pass
 
     def score_again(self) -> int:
         """Score the waiting items that another package scored, one by one while the engine has nothing else; return how many."""

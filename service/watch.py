@@ -38,6 +38,8 @@ from service.telemetry import log_fault, logger
 
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_DELAY_SECONDS = 600.0
+LOOK_SECONDS = 15.0
+"""How often it is noted that the archive answers."""
 AWAY = frozenset({"archive_unavailable", "storage_full", "storage_unavailable"})
 """Codes that say nothing about an instance: everything pauses, and no attempt is counted."""
 
@@ -65,6 +67,7 @@ class Watch:
         self._arrivals = Arrivals(site.store)
         self._pool = ThreadPoolExecutor(site.settings.threads, thread_name_prefix="overread-watch")
         self._checked = False
+        self._noted = -LOOK_SECONDS
         site.predictor(site.settings.pacs_model)  # a model that is not there is no instance's fault
 
     def close(self) -> None:
@@ -97,6 +100,9 @@ class Watch:
             Where the archive or the disk is away; what was being done is done again later.
         """
         more = self._follow() if self._archive.has_log else self._poll()
+        if time.monotonic() - self._noted >= LOOK_SECONDS:
+            self._arrivals.looked()
+            self._noted = time.monotonic()
         batch = self._arrivals.due(4 * self._settings.threads)
         futures = [self._pool.submit(self._attempt, arrival) for arrival in batch]
         faults = [fault for future in futures if (fault := future.exception()) is not None]
