@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.report import ROOT
-from service.access import add_token
+from service.tokens import add_token
 
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0

@@ -5,20 +5,20 @@ A token is 256 random bits, so a plain SHA-256 is enough: there is nothing to gu
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import ipaddress
 import json
-import os
-import secrets
+import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import Refusal
-from service.settings import read_settings
+from service.telemetry import logger
 
+LOOK_SECONDS = 1.0
+"""Between two looks whether the tokens file has changed."""
 ROLES = ("device", "annotator", "operator")
 ANYONE = frozenset({*ROLES, "public"})
 EVERY_ROLE = frozenset(ROLES)
@@ -60,11 +60,17 @@ ACCESS: dict[tuple[str, str], frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. ``name`` is the token's or the person's; it is neither logged nor a label. ``site`` is the token's, or empty."""
+    """Who asks. ``name`` is the token's or the person's; it is neither logged nor a label. ``site`` is the token's, or empty.
+
+    ``limit_per_minute`` is the token's own limit of requests, None where that of the settings holds. ``until``, seconds since
+    1970, is when a token that was replaced stops being one.
+    """
 
     name: str
     role: str
     site: str = ""
+    limit_per_minute: int | None = None
+    until: float = math.inf
 
     @property
     def reader(self) -> str:
@@ -88,8 +94,47 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _digest(token: str) -> str:
+def token_digest(token: str) -> str:
+    """Return what is kept of a token."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def read_tokens(file: Path) -> dict[str, Caller]:
+    """Read the tokens file: digest of each token -> who has it. A missing file holds no token.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if the file is not what ``overread token`` writes.
+    """
+    if not file.exists():
+        return {}
+    try:
+        entries = json.loads(file.read_text())["tokens"]
+        callers = {
+            str(item["sha256"]): Caller(
+                str(item["name"]),
+                str(item["role"]),
+                str(item.get("site", "")),
+                None if item.get("limit_per_minute") is None else int(item["limit_per_minute"]),
+                float(item.get("until", math.inf)),
+            )
+            for item in entries
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal("config_invalid", "The tokens file cannot be read.") from error
+    if not callers or any(caller.role not in ROLES for caller in callers.values()):
+        raise Refusal("config_invalid", f"The tokens file must hold tokens of the roles {', '.join(ROLES)}.")
+    return callers
+
+
+def _mark(file: Path) -> tuple[int, int, int] | None:
+    """Return what tells one state of a file from another."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass
@@ -103,11 +148,15 @@ class Access:
     callers: dict[str, Caller]
     limit_per_minute: int = 0
     proxied: bool = False
+    _file: Path | None = None
+    _seen: tuple[int, int, int] | None = None
+    _look_at: float = 0.0
+    _sites: frozenset[str] | None = None
     _spent: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path, limit_per_minute: int = 0, *, proxied: bool = False) -> Access:
-        """Read the tokens file; a missing one holds no token.
+        """Read the tokens file, which :meth:`follow` then follows.
 
         Parameters
         ----------
@@ -120,20 +169,39 @@ class Access:
         Raises
         ------
         Refusal
-            ``config_invalid`` if the file is not what ``overread token`` writes.
+            As :func:`read_tokens`.
         """
-        if not file.exists():
-            return cls({}, limit_per_minute, proxied)
+        seen = _mark(file)  # before it is read: what is written meanwhile is seen as a change
+        return cls(read_tokens(file), limit_per_minute, proxied, file, seen)
+
+    def follow(self) -> None:
+        """Take over what was changed in the tokens file, looking once a second at most.
+
+        A file that cannot be read, or is gone, changes nothing: the tokens before stay in force, and a log line says so.
+        """
+        now = time.monotonic()
+        if self._file is None or now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        mark = _mark(self._file)
+        if mark == self._seen:
+            return
+        self._seen = mark
         try:
-            entries = json.loads(file.read_text())["tokens"]
-            callers = {
-                str(item["sha256"]): Caller(str(item["name"]), str(item["role"]), str(item.get("site", ""))) for item in entries
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Refusal("config_invalid", "The tokens file cannot be read.") from error
-        if not callers or any(caller.role not in ROLES for caller in callers.values()):
-            raise Refusal("config_invalid", f"The tokens file must hold tokens of the roles {', '.join(ROLES)}.")
-        return cls(callers, limit_per_minute, proxied)
+            callers = read_tokens(self._file)
+            self._check_sites(callers)
+        except Refusal:
+            logger().error("tokens_not_read")
+            return
+        if callers:
+            self.callers = callers  # one assignment: a thread has the ones before or these
+        elif self.callers:
+            logger().error("tokens_gone")
+
+    def known(self, digest: str) -> Caller | None:
+        """Return who has the token of a digest; None where it is none, or none any more."""
+        caller = self.callers.get(digest)
+        return caller if caller is not None and time.time() < caller.until else None
 
     @property
     def open(self) -> bool:
@@ -151,7 +219,7 @@ class Access:
         if authorization is None:
             return Caller("", "operator" if self.open else "public")
         scheme, _, token = authorization.partition(" ")
-        caller = self.callers.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
+        caller = self.known(token_digest(token.strip())) if scheme.lower() == "bearer" else None
         if caller is None:
             raise Refusal("unauthenticated", "The Authorization header does not hold a known bearer token.")
         return caller
@@ -177,7 +245,11 @@ class Access:
         Refusal
             ``config_invalid``.
         """
-        if not {caller.site for caller in self.callers.values()} <= {"", *sites}:
+        self._sites = frozenset(sites)
+        self._check_sites(self.callers)
+
+    def _check_sites(self, callers: Mapping[str, Caller]) -> None:
+        if self._sites is not None and not {caller.site for caller in callers.values()} <= {"", *self._sites}:
             raise Refusal("config_invalid", "OVERREAD_SITES: the tokens file holds a token of a site that is not among them.")
 
     def spend(self, caller: Caller) -> None:
@@ -188,13 +260,14 @@ class Access:
         Refusal
             ``rate_limited`` when it is empty.
         """
-        if not self.limit_per_minute:
+        limit = self.limit_per_minute if caller.limit_per_minute is None else caller.limit_per_minute
+        if not limit:
             return
         now = time.monotonic()
-        left, then = self._spent.get(caller.name, (float(self.limit_per_minute), now))
-        left = min(self.limit_per_minute, left + (now - then) * self.limit_per_minute / 60)
+        left, then = self._spent.get(caller.name, (float(limit), now))
+        left = min(limit, left + (now - then) * limit / 60)
         if left < 1:
-            raise Refusal("rate_limited", f"More than {self.limit_per_minute} requests a minute.")
+            raise Refusal("rate_limited", f"More than {limit} requests a minute.")
         self._spent[caller.name] = (left - 1, now)
 
 
@@ -208,49 +281,3 @@ def check_bind(host: str, access: Access) -> None:
     """
     if access.open and not is_loopback(host):
         raise Refusal("config_invalid", "Listening on anything but loopback needs tokens; 'overread token' creates one.")
-
-
-def add_token(file: Path, name: str, role: str, site: str = "") -> str:
-    """Create a token, store its hash, and return it: the only time it can be seen.
-
-    Parameters
-    ----------
-    file : Path
-    name, role : str
-    site : str
-        The place that all its images come from; empty for none.
-
-    Raises
-    ------
-    Refusal
-        ``config_invalid`` if the name is taken or the file cannot be read.
-    """
-    known = json.loads(file.read_text())["tokens"] if Access.read(file).callers else []
-    if any(item["name"] == name for item in known):
-        raise Refusal("config_invalid", "There is a token of that name already.")
-    token = "ovr_" + secrets.token_urlsafe(32)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = file.with_suffix(".partial")
-    partial.touch(mode=0o600)
-    entry = {"name": name, "role": role, "sha256": _digest(token)} | ({"site": site} if site else {})
-    partial.write_text(json.dumps({"tokens": [*known, entry]}, indent=1) + "\n")
-    os.replace(partial, file)  # noqa: PTH105  (a replace is one step: a crash leaves the old file or the new)
-    return token
-
-
-def main(argv: list[str]) -> int:
-    """Run ``overread token``."""
-    parser = argparse.ArgumentParser(
-        prog="overread token",
-        description="Create a bearer token and print it once; only its hash is kept. Restart the service afterwards.",
-        epilog="example: overread token --name ct-scanner-1 --role device",
-    )
-    parser.add_argument("--name", required=True, help="who holds it")
-    parser.add_argument("--role", required=True, choices=ROLES)
-    parser.add_argument("--site", default="", help="the one of OVERREAD_SITES that all its images come from")
-    options = parser.parse_args(argv)
-    settings = read_settings()
-    if options.site and options.site not in settings.sites:
-        raise Refusal("unknown_site")
-    print(add_token(settings.tokens, options.name, options.role, options.site))
-    return 0

@@ -98,6 +98,7 @@ class Api:
         site = self.site
         if site is None:
             raise Refusal("not_ready")
+        site.access.follow()
         if site.access.open:
             check_host(request)
         public = "public" in ACCESS[method, route]

@@ -79,7 +79,7 @@ class Sessions:
         query = sa.select(sessions).where(sessions.c.id_sha256 == _digest(cookie))
         with self._store.reading() as connection:
             row = connection.execute(query).mappings().first()
-        caller = self._access.callers.get(row["token_sha256"]) if row and row["expires_at"] > time.time() else None
+        caller = self._access.known(row["token_sha256"]) if row and row["expires_at"] > time.time() else None
         if row is None or caller is None:
             raise Refusal("session_expired")
         return Session(caller, row["expires_at"])

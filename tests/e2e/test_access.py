@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access import ACCESS, ROLES, add_token
+from service.access import ACCESS, ROLES
+from service.tokens import add_token
 from tests.conftest import ROOT, free_port
 from tests.routes import URLS
 

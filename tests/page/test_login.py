@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: Any, start_server: Any, make_package: Any, make_segmenter: Any) -> Any:
     """A place that these tests share; none may stop it."""
-    from service.access import add_token
+    from service.tokens import add_token
     from tests.page.conftest import Place
 
     state = tmp_path_factory.mktemp("login")

@@ -15,12 +15,12 @@ from models.image import Image
 from models.imaging import read_image
 from models.predictor import Predictor
 from service import lineup
-from service.access import add_token
 from service.analysis import Site
 from service.api import Api
 from service.promotion import Desk
 from service.settings import Settings
 from service.store import Store, result_row
+from service.tokens import add_token
 from service.watch import Watch
 from tests.service.archives import MemoryArchive
 from tests.service.label_desk import Desk as LabelDesk

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from service.access import add_token
 from service.analysis import Site
+from service.tokens import add_token
 from tests.service.scans import ask, scan, take
 
 READERS = ("anna", "ben", "carla", "dora")

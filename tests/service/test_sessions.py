@@ -14,10 +14,11 @@ import pytest
 
 import service.sessions
 from models.errors import Refusal
-from service.access import Access, add_token, check_bind
+from service.access import Access, check_bind
 from service.callers import CSRF_HEADER, Proxy
 from service.heads import PEER
 from service.settings import Settings, read_settings
+from service.tokens import add_token
 from tests.conftest import ROOT
 
 OWN = {CSRF_HEADER: "page"}

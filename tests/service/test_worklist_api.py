@@ -12,8 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from service.access import add_token
 from service.analysis import Site
+from service.tokens import add_token
 from tests.service.scans import ALL, LEASE, NONE, Reader, code, scan
 from tests.service.test_api import check
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from models.errors import Refusal
-from service.access import Access, Caller, add_token
+from service.access import Access, Caller
 from service.access import main as token
 from service.settings import Settings, read_settings
+from service.tokens import add_token
 from tests.service.scans import ALL, NONE, Reader, ask, code, scan
 from tests.service.test_api import check
 
