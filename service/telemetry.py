@@ -30,6 +30,12 @@ CODED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "none"})
 """Routes of images, and paths that are no route: their answers are counted by status and code, the others' by less."""
 PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
 
+MISSED = ("full", "disk", "too_large", "failed")
+"""Why a scan that should have become an item did not."""
+RESCORED = ("ok", "withdrawn", "failed")
+"""What became of an item that was scored again."""
+LABEL_SOURCES = ("page", "api", "label-studio")
+"""Where labels come from over HTTP."""
 SITE_PERCENTILES = (25.0, 50.0, 75.0, 95.0)
 """Upper bounds of the buckets of a site's percentiles, which the store counts: few, for there may be many sites."""
 UNKNOWN = {"low": 0.0, "high": 1.0}
@@ -115,6 +121,13 @@ class Telemetry:
         self.items_missed = self._counter("overread_items_missed_total")
         self.items_rescored = self._counter("overread_items_rescored_total")
         self.labels = self._counter("overread_labels_total")
+        for counter, values in (  # so that there is a 0 to compare the first one with
+            (self.labels, LABEL_SOURCES),
+            (self.items_missed, MISSED),
+            (self.items_rescored, RESCORED),
+        ):
+            for value in values:
+                counter.labels(value)
         self.kept_bytes = self._gauge("overread_kept_bytes", "livemostrecent")
         self.leases = self._gauge("overread_leases", "livemostrecent")
         self.queue_depth = self._gauge("overread_queue_depth", "livesum")

@@ -20,6 +20,7 @@ from service.analysis import Site
 from service.outgoing import analyse as analyse_outgoing
 from service.pseudonyms import Pseudonyms, read_key
 from service.store import Store
+from service.telemetry import MISSED
 from tests.service.scans import ALL, NONE, ask, scan, take
 
 ITEMS = "SELECT origin, site, state, model_name FROM items ORDER BY id"
@@ -32,7 +33,9 @@ def kept_files(site: Site) -> list[Path]:
 def missed(site: Site) -> dict[str, float]:
     text = site.telemetry.exposition()[0].decode()
     lines = [line for line in text.splitlines() if line.startswith("overread_items_missed_total{")]
-    return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+    counts = {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+    assert set(counts) == set(MISSED)
+    return {reason: number for reason, number in counts.items() if number}
 
 
 def test_a_scan_for_review_becomes_an_item(make_site: Callable[..., Site]) -> None:
