@@ -159,8 +159,9 @@ class Health:
             .group_by(labels.c.image_sha256, labels.c.model_sha256)
             .subquery()
         )
+        right = sa.func.sum(sa.cast(labels.c.model_was_right, sa.Integer))
         query = (
-            sa.select(items.c.site, labels.c.model_sha256, sa.func.count(), sa.func.sum(labels.c.model_was_right))
+            sa.select(items.c.site, labels.c.model_sha256, sa.func.count(), right)
             .join_from(labels, last, last.c.id == labels.c.id)
             .join(items, items.c.id == labels.c.item_id)
             .group_by(items.c.site, labels.c.model_sha256)

@@ -32,6 +32,7 @@ def test_the_metrics_are_those_of_the_table(
     headers = {"content-type": study}
     caller.request("POST", "/v1/dicomweb/studies", content=b"--edge\r\n\r\nx\r\n--edge--\r\n", headers=headers)
     settled(site, 1)
+    site.health.advance()
     text = caller.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     # prometheus_client adds the time of creation where there is one process only; a server never has that.
