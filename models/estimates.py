@@ -21,7 +21,8 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 POWERED_FROM = 10
-"""Labelled images of the kind a rate is about, below which predictions do not enter: too few to see how well they follow it."""
+"""Labelled hits, and labelled misses, below which predictions do not enter a rate: so few do not tell how well predictions follow
+them, and intervals that trust it hold too seldom, the more so the better the predictions look (benchmarks/certify.py)."""
 MEAN_POWERED_FROM = 200
 """The same of a mean of losses. A few large losses decide how far predictions are trusted: below this the interval would be no
 narrower for them, or hold less often than it says (benchmarks/certify.py)."""
@@ -130,7 +131,7 @@ def rate(
     kind_gap = weights @ expected_kind - expected_among.mean()
     plain = value = float(weights @ hit / (weights @ kind))
     scale, power = float(weights @ kind), 0.0
-    use = powered and count >= POWERED_FROM
+    use = powered and min(int((hit > 0).sum()), count - int((hit > 0).sum())) >= POWERED_FROM
     for _ in range(2 if use else 0):  # the terms depend on the value: once at the plain one, once at its own
         terms, predicted = _centred(hit - value * kind, weights), _centred(expected_hit - value * expected_kind, weights)
         power = _slope(terms, predicted, spread)

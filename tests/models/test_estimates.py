@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models import estimates
 from models.estimates import MEAN_POWERED_FROM, POWERED_FROM, Estimate, Sample, mean, rate, wilson
 from models.sampling import by_doubt, draw, even
 
@@ -59,13 +60,39 @@ def test_perfect_predictions_leave_the_spread_of_the_site_alone() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 / 2000), rel=0.1)
 
 
-def test_a_kind_without_labels_has_no_rate_and_few_labels_leave_predictions_out() -> None:
-    truth, expected, sample = site()
+def test_a_kind_without_labels_has_no_rate_and_few_hits_or_misses_leave_predictions_out() -> None:
+    _, expected, sample = site()
     assert rate(ONE(150) * 0, ONE(150) * 0, expected, ONE(2000), sample) is None
-    few = np.arange(150) < POWERED_FROM - 1
-    found = rate(few & (truth[sample.index] > 0), few, expected / 2, ONE(2000) / 2, sample)
-    assert found is not None
-    assert (found.power, found.n) == (0.0, POWERED_FROM - 1)
+    order = np.argsort(np.argsort(-expected[sample.index]))
+    for hits in (POWERED_FROM, POWERED_FROM - 1):
+        few = rate(order < hits, ONE(150), expected, ONE(2000), sample)
+        many = rate(order >= hits, ONE(150), 1 - expected, ONE(2000), sample)
+        assert few is not None
+        assert many is not None
+        assert (few.power > 0) == (many.power > 0) == (hits == POWERED_FROM)
+
+
+def rare(resamples: int) -> float:
+    """Return how often the interval of a specificity holds whose few false alarms are all among the few images called."""
+    random = np.random.default_rng(3)
+    held = []
+    for seed in range(resamples):
+        called = random.random(1500) < 0.06
+        chance = np.where(called, 0.4, 0.1)
+        yes = random.random(1500) < np.where(called, 0.3, 0.1)
+        index = draw(even(1500, 100), seed)
+        found = rate(
+            (~called & ~yes)[index], ~yes[index], (1 - chance) * ~called, 1 - chance, Sample(index, np.full(100, 1 / 15))
+        )
+        assert found is not None
+        held.append(found.low <= 0.94 * 0.9 / (0.94 * 0.9 + 0.06 * 0.7) <= found.high)
+    return float(np.mean(held))
+
+
+def test_few_misses_do_not_lend_predictions_a_trust_that_they_have_not_earned(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rare(500) >= 0.93
+    monkeypatch.setattr(estimates, "POWERED_FROM", 1)
+    assert rare(500) < 0.92
 
 
 def test_no_error_among_the_labels_is_no_certainty() -> None:
@@ -93,7 +120,7 @@ def world(kind: str, count: int, random: np.random.Generator) -> tuple[np.ndarra
     """Return labels, probabilities and calls of ``count`` images; "useless" probabilities have nothing to do with labels."""
     score = random.normal(size=count) * 1.5 - 1
     probability = 1 / (1 + np.exp(-score))
-    truth = random.random(count) < (0.2 if kind == "useless" else probability)
+    truth = random.random(count) < (0.4 if kind == "useless" else probability)
     return truth, probability, probability >= 0.5
 
 
@@ -106,7 +133,7 @@ def simulated(kind: str, doubt: bool, resamples: int) -> dict[str, np.ndarray]:
     for seed in range(resamples):
         images = random.integers(0, len(y), 1500)
         yes, chance, call = y[images], p[images], called[images]
-        probability = by_doubt(np.column_stack([1 - chance, chance]), call, 1, 100) if doubt else even(1500, 100)
+        probability = by_doubt(np.column_stack([1 - chance, chance]), call, 1, 200) if doubt else even(1500, 200)
         index = draw(probability, seed)
         sample = Sample(index, probability[index])
         for name, (hits, among, expected, kinds) in {
