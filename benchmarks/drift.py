@@ -1,0 +1,121 @@
+"""How often does the drift test alarm while nothing changes, and how soon after a change? On held-out X-rays of two hospitals.
+
+python benchmarks/drift.py --data FOLDER --scale small
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import report
+from models.batch import DEFAULT_MODEL
+from models.card import read_package
+from models.drift import ALARM, REFERENCE, replay
+from models.imaging import read_image
+from models.predictor import Predictor
+from models.preprocess import preprocess
+from training.config import RunConfig
+from training.data import split_of
+
+HOSPITALS = ("kermany_guangzhou", "nih_chestxray")
+SCANS = 5000
+RUNS = {"smoke": 1, "small": 50}
+BEFORE = (REFERENCE, 1000)
+AFTER, WITHIN = 400, 200
+PAGE = report.ROOT / "docs" / "monitoring.md"
+HEADER = ("hospital", "X-rays", "then", "X-rays of it", "runs with an alarm", "scans to the alarm: median", "most")
+
+
+def scores(root: Path, domain: str, most: int | None) -> NDArray[np.float64]:
+    """Return the raw scores (N, 2) of one X-ray of each patient of a hospital that was not trained on."""
+    predictor = Predictor.load(DEFAULT_MODEL)
+    config = RunConfig.model_validate(read_package(DEFAULT_MODEL)[0].training.config)
+    files: dict[str, Path] = {}
+    with (root / "cxr" / "manifest.csv").open() as table:
+        for row in csv.DictReader(table):
+            if row["domain"] == domain and split_of(row["patient"], config) == "test":
+                files.setdefault(row["patient"], root / "cxr" / row["image"])
+    found = []
+    for file in list(files.values())[:most]:
+        tensor, _ = preprocess(read_image(file.read_bytes()), predictor.card.input)
+        (prediction,) = predictor.predict_tensor(tensor, heatmap=False)
+        found.append((prediction.loss_score, prediction.domain_distance))
+    return np.array(found)
+
+
+def measure(pools: dict[str, NDArray[np.float64]], runs: int) -> list[dict[str, Any]]:
+    """Return a row for each hospital that stays, and for each change to the other."""
+    calibration = read_package(DEFAULT_MODEL)[0].calibration
+
+    def draw(name: str, number: int, seed: int) -> NDArray[np.float64]:
+        pool = pools[name]
+        return pool[np.random.default_rng(seed).integers(0, len(pool), number)]
+
+    rows = []
+    for home, other in (HOSPITALS, HOSPITALS[::-1]):
+        alarms = [replay(calibration, draw(home, SCANS, seed), seed).alarm_at for seed in range(runs)]
+        number = sum(alarm is not None for alarm in alarms)
+        rows.append({"home": home, "before": SCANS, "other": "", "after": 0, "alarms": number, "median": None, "most": None})
+        for before in BEFORE:
+            delays = []
+            for seed in range(runs):
+                both = np.concatenate([draw(home, before, seed), draw(other, AFTER, seed + 1_000_000)])
+                at = replay(calibration, both, seed).alarm_at
+                delays += [at - before] if at is not None and at > before else []
+            found = {
+                "alarms": len(delays),
+                "median": float(np.median(delays)) if delays else None,
+                "most": max(delays, default=None),
+            }
+            rows.append({"home": home, "before": before, "other": other, "after": AFTER, **found})
+    return [row | {"repeats": runs} for row in rows]
+
+
+def goals_of(rows: list[dict[str, Any]], runs: int) -> list[dict[str, Any]]:
+    """Return the goals: no alarm at home beyond the promise, and one within 200 scans of a change in every run."""
+    changed = [row for row in rows if row["other"]]
+    quiet = sum(row["alarms"] for row in rows if not row["other"])
+    late = [row["most"] or AFTER for row in changed if row["alarms"] < runs or row["most"] > WITHIN]
+    return [
+        report.goal("share of runs at home without an alarm", 1 - quiet / (2 * runs), 1 - SCANS / ALARM),
+        report.goal(f"share of changes seen within {WITHIN} scans in every run", 1 - len(late) / len(changed), 1.0),
+    ]
+
+
+def page(rows: list[dict[str, Any]], goals: list[dict[str, Any]], runs: int) -> str:
+    """Return what docs/monitoring.md shows."""
+    cells = [
+        [
+            f"`{row['home']}`", f"{row['before']:,}", f"`{row['other']}`" if row["other"] else "the same", row["after"] or "–",
+            f"{row['alarms']} of {runs}", "–" if row["median"] is None else f"{row['median']:.0f}", row["most"] or "–",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return report.markdown(HEADER, cells) + "\n\n" + report.verdicts(goals)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public images, with cxr/manifest.csv")
+    parser.add_argument("--scale", choices=RUNS, required=True)
+    options = parser.parse_args()
+    runs = RUNS[options.scale]
+    pools = {name: scores(options.data, name, 20 if options.scale == "smoke" else None) for name in HOSPITALS}
+    rows = measure(pools, runs)
+    goals = goals_of(rows, runs)
+    report.write("drift", options.scale, range(runs), rows, goals)
+    text = page(rows, goals, runs)
+    if options.scale != "smoke":
+        report.fill(PAGE, "drift", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

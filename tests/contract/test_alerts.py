@@ -1,0 +1,67 @@
+"""The alert rules: each has a test that raises it, one that must not, and a place in the documentation."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.telemetry import METRICS
+from tests.conftest import require
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "deploy" / "prometheus"
+
+
+def promtool(*arguments: str | Path) -> bool:
+    require("promtool")
+    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, check=False).returncode == 0
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((FOLDER / "overread.rules.yml").read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def test_rules_and_configuration_are_valid() -> None:
+    assert promtool("check", "config", FOLDER / "prometheus.yml")
+
+
+def test_each_alert_is_raised_and_not_raised() -> None:
+    assert promtool("test", "rules", FOLDER / "overread.test.yml")
+    told = {(case["alertname"], bool(case["exp_alerts"])) for case in _cases()}
+    assert told == {(rule["alert"], raised) for rule in rules() for raised in (True, False)}
+
+
+def _cases() -> list[dict[str, Any]]:
+    tests = yaml.safe_load((FOLDER / "overread.test.yml").read_text())["tests"]
+    return [case for test in tests for case in test["alert_rule_test"]]
+
+
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in rules()])
+def test_a_rule_that_is_wrong_is_seen(alert: str, tmp_path: Path) -> None:
+    """The control: a rule that never fires, and one that always does, each fail the tests."""
+    document = yaml.safe_load((FOLDER / "overread.rules.yml").read_text())
+    (rule,) = [rule for rule in document["groups"][0]["rules"] if rule["alert"] == alert]
+    shutil.copy(FOLDER / "overread.test.yml", tmp_path)
+    for wrong in ("vector(1) == 2", "vector(1)"):
+        rule["expr"] = wrong
+        (tmp_path / "overread.rules.yml").write_text(yaml.safe_dump(document))
+        assert not promtool("test", "rules", tmp_path / "overread.test.yml")
+
+
+def test_rules_name_metrics_that_there_are() -> None:
+    names = {name for rule in rules() for name in re.findall(r"overread_[a-z_]+", rule["expr"])}
+    assert names
+    assert names <= set(METRICS)
+
+
+def test_the_page_says_what_to_do_at_each_alert() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    assert sorted(re.findall(r"^### `(\w+)`$", page, re.MULTILINE)) == sorted(rule["alert"] for rule in rules())
