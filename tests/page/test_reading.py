@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from service.loop_schemas import Candidates
+
 CONFLICT = ("Failed to load resource: the server responded with a status of 409",)
 
 
@@ -220,3 +222,30 @@ def test_the_card_is_readable(place: Any, sign_in: Callable[..., Page]) -> None:
     expect(page.get_by_role("region", name="Main figures of chest-0")).to_contain_text("0.4 to 0.6")
     page.get_by_text("Where it comes from").first.click()
     expect(page.get_by_role("region", name="Data of chest-0")).to_contain_text("CC0")
+
+
+def test_a_candidate_is_compared_in_words(place: Any, sign_in: Callable[..., Page]) -> None:
+    model = {"name": "chest-0", "version": "1.0.0", "sha256": "0" * 64}
+    scans = {"compared": 40, "same_verdict": 30, "same_findings": 36}
+    losses = {"current_mean_predicted_loss": 0.5, "candidate_mean_predicted_loss": 0.25}
+    shadow = {
+        "total": scans | losses | {"site": ""},
+        "by_site": [scans | losses | {"site": "north"}],
+        "verdicts": [{"verdict": "review", "candidate_verdict": "accept", "scans": 10}],
+        "errors": None,
+    }
+    one = {
+        "name": "chest-0",
+        "task": "classification",
+        "current": model,
+        "candidate": model | {"version": "1.1.0"},
+        "shadow": shadow,
+    }
+    answer = Candidates.model_validate({"models": [one]}).model_dump_json()
+    page = sign_in(place, "ada", view="worklist")
+    page.route("**/v1/candidates", lambda route: route.fulfill(body=answer, content_type="application/json"))
+    page.get_by_role("link", name="Models").click()
+    told = page.get_by_role("region", name="Candidate", exact=True)
+    expect(told).to_contain_text("Candidate 1.1.0 beside 1.0.0")
+    expect(told.get_by_role("row").nth(1)).to_have_text("All4090%75%0.50.25")
+    expect(told).to_contain_text("10 from !Let an expert read it to ✓Within limits")
