@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "labels import": ("service.label_commands:import_main", "store labels that were given elsewhere, from CSV or QuPath"),
     "token": ("service.tokens:main", "create, replace or revoke a bearer token"),
     "audit": ("service.audit:main", "list who read or changed what"),
+    "erase": ("service.erase:main", "remove all that there is of a patient"),
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
     "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),
     "adapt": ("training.adapt:main", "adapt a trained classifier to a new hospital, without labels or with a few"),

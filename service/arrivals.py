@@ -29,6 +29,11 @@ OUTSIDE = frozenset(
 """Codes of instances that are not for the model, or gone: skipped. Every other is a failure."""
 
 
+def received_reference(sop_instance_uid: str) -> str:
+    """Return the reference of a received instance: a digest, since what a sender calls one may be no UID, and of any length."""
+    return RECEIVED + hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:48]
+
+
 _RECEIVED = pacs_instances.c.reference.startswith(RECEIVED, autoescape=True)
 
 
@@ -137,8 +142,7 @@ class Arrivals:
     def receive(self, sop_instance_uid: str) -> int:
         """Note that an instance was received, before anything is done with it; return its row's number."""
         now = datetime.now(UTC)
-        # A digest, since what a sender calls an instance may be no UID, and of any length
-        reference = RECEIVED + hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:48]
+        reference = received_reference(sop_instance_uid)
         start = {"state": WAITING, "code": "", "due_at": 0.0, "updated_at": now}
         place = {"study_uid": "", "series_uid": "", "sop_instance_uid": ""}
         new = insert(pacs_instances).values(reference=reference, seen_at=now, attempts=1, **start, **place)

@@ -80,6 +80,9 @@ class Settings(BaseModel):
     keep_max_bytes: Annotated[int, Field(ge=0)] = Field(
         10 * 1024**3, description="Size of all kept pixels; a scan that does not fit in is answered, and becomes no item."
     )
+    result_days: Annotated[float, Field(gt=0, le=36_500, allow_inf_nan=False)] | None = Field(
+        None, description="How long results are kept, with all that there is of their images, labels too; for ever if not set."
+    )
     lease_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = Field(
         15.0, description="How long a reader has an item to himself without renewing the lease."
     )
@@ -155,6 +158,13 @@ class Settings(BaseModel):
         None, description="Our certificate and key (PEM); with it `overread receive` speaks TLS only."
     )
     dimse_ca_file: Path | None = Field(None, description="Certificates (PEM) that a sender's has to come from.")
+
+    @field_validator("result_days")
+    @classmethod
+    def _outlives_pixels(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and value < info.data.get("keep_days", 0):
+            raise ValueError("it is at least OVERREAD_KEEP_DAYS")
+        return value
 
     @field_validator("pacs_site")
     @classmethod
@@ -252,6 +262,11 @@ def drop_proxies() -> None:
     """Remove proxy variables from this process: the service makes no outbound request, so nothing may be redirected."""
     for name in PROXIES:
         os.environ.pop(name, None)
+
+
+def keep_temporary_files(state: Path) -> None:
+    """Let SQLite put its temporary files, which hold what the database holds, beside it rather than where everybody may write."""
+    os.environ["SQLITE_TMPDIR"] = str(state.absolute())
 
 
 def child_environment(state: Path, workers: int) -> dict[str, str]:

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from models.errors import Refusal
 from models.rendered import restore
 from service.analysis import Site
+from service.erasure import Eraser
 from service.facts import header_of
 from service.items import Row
 from service.lineup import Served
@@ -86,6 +87,7 @@ class Upkeep:
             while not self._stop.is_set() and (number := items.expire(datetime.now(UTC), BATCH)):
                 expired += number
             self._site.loop.leases.forget()
+            self._expire_results()
             _log("images_expired", expired)
         if now >= self._reconcile_at:
             self._reconcile_at = now + RECONCILE_SECONDS
@@ -95,6 +97,16 @@ class Upkeep:
         """Take every scan that was committed since into the health of its site."""
         while not self._stop.is_set() and self._site.health.advance():
             pass
+
+    def _expire_results(self) -> None:
+        days, done = self._site.settings.result_days, 0
+        if days is None:
+            return
+        eraser = Eraser(self._site.store, self._site.loop.kept)
+        before = datetime.now(UTC) - timedelta(days=days)
+        while not self._stop.is_set() and (number := eraser.expire(before, BATCH)):
+            done += number
+        _log("results_expired", done)
 
     def score_again(self) -> int:
         """Score the waiting items that another package scored, one by one while the engine has nothing else; return how many."""

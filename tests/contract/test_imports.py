@@ -26,6 +26,7 @@ DOORS = {
     "prometheus_client": {"service/telemetry.py"},
     "sqlalchemy": {
         "service/audit.py",
+        "service/erasure.py",
         "service/health.py",
         "service/intake.py",
         "service/items.py",
