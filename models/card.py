@@ -1,7 +1,7 @@
 """The contract between training and serving: what goes in (:class:`InputSpec`) and what shipped (:class:`ModelCard`).
 
-A model package is a folder of two files, ``model.onnx`` and ``card.json``; reports may lie beside them. The card holds the digest of the graph and
-its own, and its bytes must be exactly what :func:`card_bytes` writes, so that a change of any byte of either file is seen.
+A model package is a folder of two files, ``model.onnx`` and ``card.json``; reports may lie beside them. The card holds the digest
+of the graph and its own, and its bytes must be what :func:`card_bytes` writes, so that any changed byte of either is seen.
 The package's identity is the SHA-256 of ``card.json``, which covers both.
 """
 

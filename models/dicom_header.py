@@ -100,8 +100,14 @@ _PALETTE_TAGS = frozenset(Tag(keyword) for keyword in _PALETTES)
 
 
 def _length(raw: Dataset, tag: BaseTag) -> int:
-    element = raw.get_item(tag)
-    return len(element.value) if isinstance(element, RawDataElement) and isinstance(element.value, bytes) else 0
+    value = _raw_value(raw, tag)
+    return 0 if value is None else len(value)
+
+
+def _raw_value(raw: Dataset, tag: BaseTag) -> bytes | None:
+    """Return the bytes of an element that pydicom has not converted yet; None of others."""
+    element: Any = raw.get_item(tag)
+    return element.value if isinstance(element, RawDataElement) and isinstance(element.value, bytes) else None
 
 
 def _vr(raw: Dataset, tag: BaseTag) -> str:
@@ -117,10 +123,11 @@ def _vr(raw: Dataset, tag: BaseTag) -> str:
 
 def _count_items(raw: Dataset, tag: BaseTag) -> None:
     """Refuse a sequence of defined length that holds too much: pydicom converts it when it is asked for, all at once."""
-    element = raw.get_item(tag)
-    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-        counted = cast(BinaryIO, Counted(io.BytesIO(element.value)))
-        read_sequence(counted, element.is_implicit_VR, element.is_little_endian, len(element.value), "iso8859")
+    value = _raw_value(raw, tag)
+    if value is not None:
+        element: Any = raw.get_item(tag)
+        counted = cast(BinaryIO, Counted(io.BytesIO(value)))
+        read_sequence(counted, element.is_implicit_VR, element.is_little_endian, len(value), "iso8859")
 
 
 def _table(item: Dataset, syntax: Syntax, limits: Limits) -> Dataset:
