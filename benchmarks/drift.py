@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from benchmarks import report
 from models.batch import DEFAULT_MODEL
@@ -25,7 +26,8 @@ from training.data import split_of
 
 HOSPITALS = ("kermany_guangzhou", "nih_chestxray")
 SCANS = 5000
-RUNS = {"smoke": 1, "small": 50}
+RUNS = {"smoke": (1, 1), "small": (200, 50)}
+"""Of a hospital that stays, and of a change."""
 BEFORE = (REFERENCE, 1000)
 AFTER, WITHIN = 400, 200
 PAGE = report.ROOT / "docs" / "monitoring.md"
@@ -49,7 +51,7 @@ def scores(root: Path, domain: str, most: int | None) -> NDArray[np.float64]:
     return np.array(found)
 
 
-def measure(pools: dict[str, NDArray[np.float64]], runs: int) -> list[dict[str, Any]]:
+def measure(pools: dict[str, NDArray[np.float64]], quiet: int, runs: int) -> list[dict[str, Any]]:
     """Return a row for each hospital that stays, and for each change to the other."""
     calibration = read_package(DEFAULT_MODEL)[0].calibration
 
@@ -57,43 +59,45 @@ def measure(pools: dict[str, NDArray[np.float64]], runs: int) -> list[dict[str, 
         pool = pools[name]
         return pool[np.random.default_rng(seed).integers(0, len(pool), number)]
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for home, other in (HOSPITALS, HOSPITALS[::-1]):
-        alarms = [replay(calibration, draw(home, SCANS, seed), seed).alarm_at for seed in range(runs)]
+        alarms = [replay(calibration, draw(home, SCANS, seed), seed).alarm_at for seed in range(quiet)]
         number = sum(alarm is not None for alarm in alarms)
-        rows.append({"home": home, "before": SCANS, "other": "", "after": 0, "alarms": number, "median": None, "most": None})
+        nothing = {"other": "", "after": 0, "median": None, "most": None}
+        rows.append({"home": home, "before": SCANS, "alarms": number, "repeats": quiet} | nothing)
         for before in BEFORE:
             delays = []
             for seed in range(runs):
                 both = np.concatenate([draw(home, before, seed), draw(other, AFTER, seed + 1_000_000)])
                 at = replay(calibration, both, seed).alarm_at
                 delays += [at - before] if at is not None and at > before else []
-            found = {
-                "alarms": len(delays),
-                "median": float(np.median(delays)) if delays else None,
-                "most": max(delays, default=None),
-            }
-            rows.append({"home": home, "before": before, "other": other, "after": AFTER, **found})
-    return [row | {"repeats": runs} for row in rows]
+            found = {"alarms": len(delays), "median": float(np.median(delays)) if delays else None}
+            found |= {"most": max(delays, default=None), "repeats": runs}
+            rows.append({"home": home, "before": before, "other": other, "after": AFTER} | found)
+    return rows
 
 
-def goals_of(rows: list[dict[str, Any]], runs: int) -> list[dict[str, Any]]:
-    """Return the goals: no alarm at home beyond the promise, and one within 200 scans of a change in every run."""
-    changed = [row for row in rows if row["other"]]
-    quiet = sum(row["alarms"] for row in rows if not row["other"])
-    late = [row["most"] or AFTER for row in changed if row["alarms"] < runs or row["most"] > WITHIN]
+def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the goals: at home no more alarms than the promise allows, and one within 200 scans of a change in every run.
+
+    The promise is a mean over all runs there could be; in so few, chance may exceed it. The goal is what a test that just
+    keeps it stays above in 99 of 100 such benchmarks.
+    """
+    changed, same = [row for row in rows if row["other"]], [row for row in rows if not row["other"]]
+    runs, alarms = sum(row["repeats"] for row in same), sum(row["alarms"] for row in same)
+    seen = [row for row in changed if row["alarms"] == row["repeats"] and row["most"] <= WITHIN]
     return [
-        report.goal("share of runs at home without an alarm", 1 - quiet / (2 * runs), 1 - SCANS / ALARM),
-        report.goal(f"share of changes seen within {WITHIN} scans in every run", 1 - len(late) / len(changed), 1.0),
+        report.goal("share of runs at home without an alarm", 1 - alarms / runs, 1 - binom.ppf(0.99, runs, SCANS / ALARM) / runs),
+        report.goal(f"share of changes seen within {WITHIN} scans in every run", len(seen) / len(changed), 1.0),
     ]
 
 
-def page(rows: list[dict[str, Any]], goals: list[dict[str, Any]], runs: int) -> str:
+def page(rows: list[dict[str, Any]], goals: list[dict[str, Any]]) -> str:
     """Return what docs/monitoring.md shows."""
     cells = [
         [
             f"`{row['home']}`", f"{row['before']:,}", f"`{row['other']}`" if row["other"] else "the same", row["after"] or "–",
-            f"{row['alarms']} of {runs}", "–" if row["median"] is None else f"{row['median']:.0f}", row["most"] or "–",
+            f"{row['alarms']} of {row['repeats']}", "–" if row["median"] is None else f"{row['median']:.0f}", row["most"] or "–",
         ]
         for row in rows
     ]  # fmt: skip
@@ -106,12 +110,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the public images, with cxr/manifest.csv")
     parser.add_argument("--scale", choices=RUNS, required=True)
     options = parser.parse_args()
-    runs = RUNS[options.scale]
     pools = {name: scores(options.data, name, 20 if options.scale == "smoke" else None) for name in HOSPITALS}
-    rows = measure(pools, runs)
-    goals = goals_of(rows, runs)
-    report.write("drift", options.scale, range(runs), rows, goals)
-    text = page(rows, goals, runs)
+    rows = measure(pools, *RUNS[options.scale])
+    goals = goals_of(rows)
+    report.write("drift", options.scale, range(max(RUNS[options.scale])), rows, goals)
+    text = page(rows, goals)
     if options.scale != "smoke":
         report.fill(PAGE, "drift", text)
     print(text)
