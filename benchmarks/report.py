@@ -82,9 +82,11 @@ def write(name: str, scale: str, seeds: Sequence[int], rows: list[dict[str, Any]
     Path
     """
     folder = SMOKE if scale == "smoke" else RESULTS
+    # Where the data lies on one machine is nobody's business, and no help to who repeats it
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     folder.mkdir(parents=True, exist_ok=True)
     document = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": _machine(),
