@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "token": ("service.tokens:main", "create, replace or revoke a bearer token"),
     "audit": ("service.audit:main", "list who read or changed what"),
     "erase": ("service.erase:main", "remove all that there is of a patient"),
+    "backup": ("service.backup:backup_main", "write the whole state into a folder, while the service runs"),
+    "restore": ("service.backup:restore_main", "make the state folder of a backup"),
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
     "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),
     "adapt": ("training.adapt:main", "adapt a trained classifier to a new hospital, without labels or with a few"),

@@ -65,6 +65,7 @@ CODES: dict[str, str] = {
     "folder_unavailable": "The folder went away while it was read; what was done is kept.",
     "data_invalid": "The data does not fit what was asked; the message names the row.",
     "config_invalid": "A setting is missing or out of range.",
+    "backup_invalid": "The backup is incomplete, or was changed.",
     "output_exists": "The output exists already and was made from something else.",
 }
 """Code -> what it means. Codes are stable: they are never renamed or reused."""

@@ -26,6 +26,7 @@ DOORS = {
     "prometheus_client": {"service/telemetry.py"},
     "sqlalchemy": {
         "service/audit.py",
+        "service/backup.py",
         "service/erasure.py",
         "service/health.py",
         "service/intake.py",
