@@ -9,9 +9,9 @@ import pytest
 
 from models.errors import Refusal
 from service.access import Access, Caller
-from service.access import main as token
 from service.settings import Settings, read_settings
 from service.tokens import add_token
+from service.tokens import main as token
 from tests.service.scans import ALL, NONE, Reader, ask, code, scan
 from tests.service.test_api import check
 

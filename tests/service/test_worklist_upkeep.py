@@ -121,6 +121,18 @@ def test_done_items_keep_what_the_reader_was_shown(make_site: Callable[..., Site
     assert [row[0] == current for row in ask(site, "SELECT model_sha256 FROM items ORDER BY id")] == [False, True, True]
 
 
+def test_an_item_that_is_done_meanwhile_stays_as_it_was(make_site: Callable[..., Site], newer: Path) -> None:
+    body = scan(1)
+    before = make_site(**ALL)
+    take(before, body)
+    site = make_site(**ALL, models=(newer,))
+    analysis = site.analyse(service.analysis.Upload(body, "application/dicom"), service.analysis.Wanted())
+    shown = ask(site, "SELECT result_id, model_sha256 FROM items")
+    ask(site, "UPDATE items SET state = 'done'")
+    site.conclude(analysis)
+    assert ask(site, "SELECT result_id, model_sha256 FROM items") == shown
+
+
 @pytest.mark.parametrize("spec", [{"views": ("LL",)}, {"body_parts": ("HEAD",)}, {"age_years": (60, 90)}, {"min_side": 81}])
 def test_what_the_newer_package_does_not_take_is_withdrawn(
     make_site: Callable[..., Site], tmp_path: Path, spec: dict[str, Any], package: Path
@@ -174,7 +186,7 @@ def test_it_goes_on_after_it_was_cut_off(make_site: Callable[..., Site], newer: 
 
 def test_requests_come_first(make_site: Callable[..., Site], newer: Path) -> None:
     take(make_site(**ALL), scan(1))
-    site = make_site(**ALL, models=(newer,))
+    site = make_site(**ALL, models=(newer,), threads=2)  # a thread is free, and yet it waits
     release = threading.Event()
     held = site.engine._admit(lambda: release.wait(20), site.engine._release)
     upkeep = Upkeep(site)
