@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from models.triage import Judgement, called_objects, judge, positives
 
 if TYPE_CHECKING:
     from models.segmenter import SegmenterPredictor
+    from models.signature import PublicKey
 
 AnyPredictor: TypeAlias = "Predictor | SegmenterPredictor"
 
@@ -45,21 +46,31 @@ NAME_BYTES = 200
 """Of a file's name that the name of its objects begins with: the whole may have 255."""
 
 
-def open_package(folder: Path) -> tuple[ModelCard | SegmenterCard, Graph, str]:
+def open_package(folder: Path, trusted: Sequence[PublicKey] = ()) -> tuple[ModelCard | SegmenterCard, Graph, str]:
     """Return the card, the graph and the identity of the model package in ``folder``, of whatever kind it is.
+
+    Parameters
+    ----------
+    folder : Path
+    trusted : sequence of PublicKey
+        One of which must have signed it, if there are any.
 
     Raises
     ------
     Refusal
-        ``package_invalid`` if anything in it is not exactly as released.
+        ``package_invalid`` if anything in it is not exactly as released; ``package_untrusted``.
     """
     card, graph, sha256 = read_package(folder)
+    if trusted:  # before the graph is looked at
+        from models.signature import verify  # most sites need no cryptography
+
+        verify(folder, card, trusted)
     return card, Graph(graph, outputs=GRAPH_OUTPUTS if isinstance(card, ModelCard) else SEGMENTER_OUTPUTS), sha256
 
 
-def load_model(folder: Path) -> AnyPredictor:
+def load_model(folder: Path, trusted: Sequence[PublicKey] = ()) -> AnyPredictor:
     """Load the model package in ``folder``; refused as :func:`open_package` says."""
-    card, graph, sha256 = open_package(folder)
+    card, graph, sha256 = open_package(folder, trusted)
     if isinstance(card, ModelCard):
         return Predictor(card, graph, sha256)
     # Here, because what separates objects takes a quarter of a second to import, and a classifier needs none of it

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rollback": ("service.promotion:rollback_main", "answer with the package before the current one again"),
     "labels export": ("service.label_commands:export_main", "write labels as a package to train with, or tasks for Label Studio"),
     "labels import": ("service.label_commands:import_main", "store labels that were given elsewhere, from CSV or QuPath"),
+    "sign": ("models.signature:main", "sign a model package that was reviewed"),
     "token": ("service.tokens:main", "create, replace or revoke a bearer token"),
     "audit": ("service.audit:main", "list who read or changed what"),
     "erase": ("service.erase:main", "remove all that there is of a patient"),

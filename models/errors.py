@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "too_small": "The image is smaller than the model card allows.",
     # the model package
     "package_invalid": "The model package is incomplete, of an unknown schema, or was changed after release.",
+    "package_untrusted": "The model package is not signed by a key that this site trusts.",
     "candidate_not_compared": "The package was not compared with the one that is current here, and no reason was given.",
     "candidate_worse": "The comparison says that the package is worse than the current one, and no reason was given.",
     "model_output_invalid": "The model gave a value that is not a finite number; nothing was stored.",

@@ -63,13 +63,13 @@ class Lineup:
     Raises
     ------
     Refusal
-        ``package_invalid`` for a current package that is not as released, ``config_invalid`` for two of one name in the
-        settings.
+        ``package_invalid`` for a current package that is not as released, ``package_untrusted``, ``config_invalid`` for two of
+        one name in the settings.
     """
 
     def __init__(self, settings: Settings, store: Store, telemetry: Telemetry) -> None:
         self._settings, self._store, self._telemetry = settings, store, telemetry
-        self._promotions = Promotions(store)
+        self._promotions, self._trusted = Promotions(store), settings.trusted()
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._follow, daemon=True)
         self._tried, self._again_at = self._promotions.last(), float("inf")
         rows = self._promotions.rows()
@@ -175,7 +175,7 @@ class Lineup:
         return served
 
     def _load(self, folder: Path) -> Served:
-        predictor = load_model(folder)
+        predictor = load_model(folder, self._trusted)
         self._store.register(predictor)  # before any result of it can be stored
         return Served.of(predictor, self._settings)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from models.card import read_package
 from models.comparison import REPORT, SEEN
 from models.errors import Refusal
+from models.signature import SIGNATURE
 from service.store import coded
 
 _PART = ".part-"
@@ -55,6 +56,8 @@ def keep(package: Path, sha256: str, packages: Path) -> None:
     """
     target = packages / sha256
     if _whole(target, sha256):
+        with coded():
+            _sign_again(package, target)
         return
     _, graph, found = read_package(package)
     with coded():
@@ -62,7 +65,7 @@ def keep(package: Path, sha256: str, packages: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=_PART, dir=packages))
         _write(part / "model.onnx", graph)
-        for name in ("card.json", REPORT, SEEN):
+        for name in ("card.json", SIGNATURE, REPORT, SEEN):
             if (package / name).exists():
                 _write(part / name, (package / name).read_bytes())
         _sync(part)
@@ -73,6 +76,19 @@ def keep(package: Path, sha256: str, packages: Path) -> None:
             target.rename(part.with_name(f"{part.name}-damaged"))
         part.rename(target)
         _sync(packages)
+
+
+def _sign_again(package: Path, target: Path) -> None:
+    """Copy a signature that was made since the copy was."""
+    try:
+        signature = (package / SIGNATURE).read_bytes()
+    except FileNotFoundError:
+        return
+    part = target.parent / f"{_PART}{SIGNATURE}"
+    part.unlink(missing_ok=True)
+    _write(part, signature)
+    part.rename(target / SIGNATURE)
+    _sync(target)
 
 
 def _whole(folder: Path, sha256: str) -> bool:

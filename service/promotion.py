@@ -180,7 +180,7 @@ class Desk:
             if len(stack) < 2:
                 raise Refusal("config_invalid", f"Nothing was promoted before the current package of {name}.")
             target = stack[-2].model_sha256
-            predictor = load_model(self._settings.packages / target)
+            predictor = load_model(self._settings.packages / target, self._settings.trusted())
             if predictor.sha256 != target:
                 raise Refusal("package_invalid", "The folder of the package before holds another one.")
             try_out(predictor)
@@ -192,7 +192,7 @@ class Desk:
         return f"{name}: version {predictor.card.version} is current again"
 
     def _checked(self, package: Path) -> tuple[AnyPredictor, Named]:
-        predictor = load_model(package)
+        predictor = load_model(package, self._settings.trusted())
         first = named(predictor.card.name, self._settings)
         check_kind(predictor.card, first.card)
         try_out(predictor)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     Raises
     ------
     Refusal
-        ``config_invalid`` or ``package_invalid``, before anything was started.
+        ``config_invalid``, ``package_invalid`` or ``package_untrusted``, before anything was started.
     """
     parser = argparse.ArgumentParser(
         prog="overread serve",
@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
     access = Access.read(settings.tokens, proxied=Proxy.read(settings) is not None)
     access.check_sites(settings.sites)
     check_bind(options.host, access)
-    cards = [open_package(folder)[0] for folder in settings.models]
+    trusted = settings.trusted()
+    cards = [open_package(folder, trusted)[0] for folder in settings.models]
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"
     print(

@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.batch import DEFAULT_MODEL, ZOO
 from models.card import Percentile, Triage
 from models.errors import Refusal
+
+if TYPE_CHECKING:
+    from models.signature import PublicKey
 
 PREFIX = "OVERREAD_"
 _LISTS = (
@@ -41,6 +44,9 @@ class Settings(BaseModel):
     models: Annotated[tuple[Path, ...], Field(min_length=1)] = Field(
         default_factory=shipped_models,
         description="Folders of model packages, separated by colons. The first is the default model.",
+    )
+    trusted_keys: tuple[Path, ...] = Field(
+        (), description="Public keys (PEM), separated by colons; with any, only model packages that one of them signed are used."
     )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda: os.cpu_count() or 1, description="Images worked on side by side in one worker."
@@ -217,6 +223,20 @@ class Settings(BaseModel):
         """File of the hashed tokens."""
         return self.state / "tokens.json"
 
+    def trusted(self) -> tuple[PublicKey, ...]:
+        """Return the keys of which one must have signed a model package; none where packages need no signature.
+
+        Raises
+        ------
+        Refusal
+            ``config_invalid`` if one of them cannot be read.
+        """
+        if not self.trusted_keys:
+            return ()
+        from models.signature import read_public_keys  # most sites need no cryptography
+
+        return read_public_keys(self.trusted_keys)
+
     def triage(self, default: Triage) -> Triage:
         """Return the limits in force: the card's, with what this site sets instead."""
         chosen = {name: value for name in Triage.model_fields if (value := getattr(self, name)) is not None}
@@ -245,8 +265,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     given: dict[str, Any] = {
         name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX) and value
     }
-    if "models" in given:
-        given["models"] = tuple(Path(part) for part in given["models"].split(":") if part)
+    for name in {"models", "trusted_keys"} & given.keys():
+        given[name] = tuple(Path(part) for part in given[name].split(":") if part)
     for name in _LISTS:
         if name in given:
             given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())

@@ -48,6 +48,7 @@ DOORS = {
     "alembic": {"service/store.py", "service/migrations/env.py"},
     "onnxruntime": {"models/predictor.py"},
     "requests": set(),
+    "cryptography": {"models/signature.py"},
     "pynetdicom": {"service/dimse.py"},
     "httpx": {"service/dicomweb.py"},
     "urllib.request": set(),
