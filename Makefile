@@ -6,7 +6,7 @@ PORT ?= 3000
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pictures pacs clean
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pictures pacs clean sbom audit third-party
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,17 @@ pacs: .venv/.done  ## Orthanc, the service and the watch together on loopback, w
 
 bento: .venv/.done  ## Build the Bento for machines without a GPU
 	.venv/bin/bentoml build -f bentofile.cpu.yaml
+
+sbom: .venv/.done .venv-dev/.done  ## What serving runs, as CycloneDX: build/sbom.cdx.json
+	mkdir -p build
+	.venv-dev/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file build/sbom.cdx.json
+	.venv/bin/python deploy/third_party.py --sbom build/sbom.cdx.json
+
+audit: .venv/.done .venv-dev/.done  ## Known vulnerabilities of what serving runs; needs a network, and is no part of make test
+	.venv-dev/bin/pip-audit --path "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
+
+third-party: .venv/.done  ## Write docs/regulatory/third-party.md from what is installed
+	.venv/bin/python deploy/third_party.py > docs/regulatory/third-party.md
 
 benchmark-smoke: .venv/.done .venv-dev/.done  ## Every benchmark in its shortest form; judges no goal
 	.venv-dev/bin/pytest -q tests/e2e/test_benchmarks.py

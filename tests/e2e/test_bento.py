@@ -56,6 +56,13 @@ def test_it_holds_only_what_it_needs(bento: Path) -> None:
     assert (bento / "src/models/zoo/cxr-pneumonia/model.onnx").exists()
 
 
+def test_its_image_does_not_run_as_root(bento: Path) -> None:
+    lines = (bento / "env" / "docker" / "Dockerfile").read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] not in {"root", "0"}
+
+
 def test_a_stray_file_is_seen(tmp_path: Path) -> None:
     for room in ("models", "service"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
