@@ -19,8 +19,8 @@ OURS = {"overread", "pip", "setuptools"}
 HEAD = """# Third-party software
 
 What the serving environment holds, written by `make third-party` from what is installed; a test compares it with that.
-Licences are as the packages state them. The standard library and the interpreter, the operating system's libraries, and a proxy come from
-where you install them. `make sbom` writes the same as CycloneDX.
+Licences are as the packages state them. The standard library and the interpreter, the operating system's libraries, and a
+proxy come from where you install them. `make sbom` writes the same as CycloneDX.
 
 | software | version | licence | where |
 | --- | --- | --- | --- |
