@@ -24,8 +24,8 @@ POWERED_FROM = 10
 """Labelled hits, and labelled misses, below which predictions do not enter a rate: so few do not tell how well predictions follow
 them, and intervals that trust it hold too seldom, the more so the better the predictions look (benchmarks/certify.py)."""
 MEAN_POWERED_FROM = 200
-"""The same of a mean of losses. A few large losses decide how far predictions are trusted: below this the interval would be no
-narrower for them, or hold less often than it says (benchmarks/certify.py)."""
+"""Labels below which predictions do not enter a mean of losses, and never if they were drawn by doubt. A few large losses decide how
+far predictions are trusted: the interval would be no narrower for them, or hold less often (benchmarks/certify.py)."""
 REPLICATES = 1000
 
 
@@ -172,7 +172,7 @@ def mean(
         Bootstrap-t (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5): the usual interval holds too
         seldom where few large values make up the mean.
     """
-    use = powered and len(values) >= MEAN_POWERED_FROM
+    use = powered and len(values) >= MEAN_POWERED_FROM and float(np.ptp(sample.probability)) <= 1e-9
     guess = predicted[sample.index]
     draws = np.concatenate([
         np.arange(len(values))[None],

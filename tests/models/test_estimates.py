@@ -190,3 +190,11 @@ def test_a_mean_loss_holds_with_and_without_predictions() -> None:
             assert (found.power > 0) == (n >= MEAN_POWERED_FROM)
             held.append(found.low <= loss.mean() <= found.high)
         assert 0.91 <= np.mean(held) <= 0.99, n
+
+
+def test_a_mean_of_labels_drawn_by_doubt_leaves_predictions_out() -> None:
+    values = np.random.default_rng(0).gamma(1.0, 1.0, 3000)
+    probability = np.where(np.arange(3000) < 1500, 0.05, 0.15)
+    index = draw(probability, 0)
+    assert mean(values[index], values, Sample(index, probability[index])).power == 0
+    assert mean(values[index], values, Sample(index, np.full(300, 0.1))).power == pytest.approx(1)
