@@ -24,8 +24,8 @@ POWERED_FROM = 10
 """Labelled hits, and labelled misses, below which predictions do not enter a rate: so few do not tell how well predictions follow
 them, and intervals that trust it hold too seldom, the more so the better the predictions look (benchmarks/certify.py)."""
 MEAN_POWERED_FROM = 200
-"""Labels below which predictions do not enter a mean of losses, and never if they were drawn by doubt. A few large losses decide how
-far predictions are trusted: the interval would be no narrower for them, or hold less often (benchmarks/certify.py)."""
+"""Labels below which predictions do not enter a mean of losses, and never if they were drawn by doubt. A few large losses decide
+how far predictions are trusted: the interval would be no narrower for them, or hold less often (benchmarks/certify.py)."""
 REPLICATES = 1000
 
 
