@@ -106,6 +106,18 @@ def page(rows: list[dict[str, Any]], goals: list[dict[str, Any]]) -> str:
     return report.markdown(HEADER, cells) + "\n\n" + report.verdicts(goals)
 
 
+def draw(rows: list[dict[str, Any]], axes: Any) -> None:
+    """Draw how many scans of another hospital it took to raise the alarm: the median run, and the longest."""
+    shown = [row for row in rows if row["other"] and row["median"] is not None]
+    for place, row in enumerate(shown):
+        axes.plot([row["median"], row["most"]], [place, place], color="C0")
+        axes.plot(row["median"], place, "o", color="C0")
+    axes.set_yticks(range(len(shown)), [f"{row['home']}, after {row['before']:,} scans" for row in shown], fontsize=7)
+    axes.axvline(WITHIN, color="grey", linewidth=0.8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("scans of the other hospital until the alarm: median and longest run")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,7 +127,8 @@ def main() -> None:
     pools = {name: scores(options.data, name, 20 if options.scale == "smoke" else None) for name in HOSPITALS}
     rows = measure(pools, *RUNS[options.scale])
     goals = goals_of(rows)
-    report.write("drift", options.scale, range(max(RUNS[options.scale])), rows, goals)
+    file = report.write("drift", options.scale, range(max(RUNS[options.scale])), rows, goals)
+    report.plot(file, lambda axes: draw(rows, axes))
     text = page(rows, goals)
     if options.scale != "smoke":
         report.fill(PAGE, "drift", text)
