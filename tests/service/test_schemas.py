@@ -15,6 +15,8 @@ from service.schemas import RETRY_AFTER, STATUS, FindingAnswer, problem
 
 ROOM = Path(service.__file__).parent
 COMMANDS_ONLY = {
+    "backup_invalid",
+    "package_untrusted",
     "archive_unavailable",
     "archive_refused",
     "not_asked_for",
