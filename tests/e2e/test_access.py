@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.access import ACCESS, ROLES
-from service.tokens import add_token
+from service.tokens import add_token, revoke_token
 from tests.conftest import ROOT, free_port
 from tests.routes import URLS
 
@@ -101,6 +101,26 @@ def test_no_token_is_on_disk_or_in_the_log(guarded: tuple[Any, dict[str, str]]) 
     for file in [server.log, *(path for path in server.state.rglob("*") if path.is_file())]:
         content = file.read_bytes()
         assert not any(token.encode() in content for token in tokens.values()), file.name
+
+
+def test_a_token_is_revoked_in_every_worker_while_they_run(
+    start_server: Callable[..., Any], package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("revoked") / "tokens.json"
+    tokens = {name: add_token(file, name, "operator") for name in ("stays", "goes")}
+    server = start_server(package, state=file.parent, workers=2, OVERREAD_THREADS="1")
+
+    def answers(name: str) -> set[int]:
+        headers = {"authorization": f"Bearer {tokens[name]}", "connection": "close"}  # any worker may take the next one
+        return {httpx.get(f"{server.url}/v1/models", headers=headers).status_code for _ in range(12)}
+
+    assert answers("goes") == {200}
+    revoke_token(file, "goes")
+    end = time.monotonic() + 20
+    while answers("goes") != {401} and time.monotonic() < end:
+        time.sleep(0.2)
+    assert answers("goes") == {401}
+    assert answers("stays") == {200}
 
 
 def test_an_open_service_answers_this_machine_only(server: Any) -> None:
