@@ -230,8 +230,20 @@ def test_training_page_explains_every_figure_and_makes_the_shipped_model() -> No
     for words in re.findall(r"^\| `([^`]+)` \|", options, re.MULTILINE):
         segmenter._parser().parse_args([*line.split()[3:], *words.split()])
     package = Path(__file__).parents[2] / "models" / "zoo" / "nuclei"
-    made = segmenter._parser().parse_args(read_package(package)[0].training.command.split()[3:])
-    for name in ("domains", "label", "labels", "edges", "crf", "stain", "normalization", "loss_prediction", "seed", "epochs"):
+    command = read_package(package)[0].training.command.replace("--labels", "--supervision")  # as it is called today
+    made = segmenter._parser().parse_args(command.split()[3:])
+    for name in (
+        "domains",
+        "label",
+        "supervision",
+        "edges",
+        "crf",
+        "stain",
+        "normalization",
+        "loss_prediction",
+        "seed",
+        "epochs",
+    ):
         assert getattr(documented, name) == getattr(made, name), name
 
 
