@@ -100,7 +100,8 @@ def test_packages_change_while_requests_run(
         assert answer["findings"][0]["operating_point"] == points[model["version"], model["sha256"]]
         assert answer["result_id"] == hashlib.sha256(f"{answer['image_sha256']}:{model['sha256']}".encode()).hexdigest()
     assert predict(server, draw(1)).content == first  # to the byte
-    stored = ask(server.state, "SELECT model_sha256, count(*) FROM results GROUP BY model_sha256")
+    again = "SELECT result_id FROM verdicts WHERE scored_again"  # open items get the new package's result by themselves
+    stored = ask(server.state, f"SELECT model_sha256, count(*) FROM results WHERE id NOT IN ({again}) GROUP BY model_sha256")
     assert dict(stored) == Counter(answer["model"]["sha256"] for answer in senders.answers) + Counter({identity(package): 1})
     series = metrics(server)
     assert {value for name, value in series.items() if name.startswith("overread_model_info{")} == {0.0, 1.0}
