@@ -12,7 +12,7 @@ from service.loop_schemas import Candidates
 from service.negotiation import GEOJSON
 from service.openapi_labels import LABEL_DOCUMENTS, label_operations
 from service.openapi_page import page_operations
-from service.openapi_parts import ALWAYS, Json, answer, problems, text
+from service.openapi_parts import ALWAYS, STORE, Json, answer, problems, text
 from service.openapi_worklist import WORKLIST_DOCUMENTS, worklist_operations
 from service.related import RELATED
 from service.schemas import Answer, Login, Models, Problem, SegmentationAnswer, SessionAnswer, Status
@@ -68,7 +68,7 @@ _STORE_RESPONSE: Json = {
     "type": "object",
     "properties": {"00081190": {"type": "object"}} | dict.fromkeys(("00081198", "00081199", "0008119A"), _ITEMS),
 }
-_STORED = ("not_found", "not_acceptable", "overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
+_STORED = ("not_found", "not_acceptable", *STORE)
 
 
 def _predicted(description: str) -> Json:
@@ -136,8 +136,7 @@ def _operations() -> dict[tuple[str, str], Json]:
         ("GET", "/v1/candidates"): {
             "summary": "The candidates and how they compare",
             "description": "With the package that answers, on the scans of this site that both predicted.",
-            "responses": answer("Candidates", "Each model, with its candidate if it has one.")
-            | problems(("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full", *ALWAYS)),
+            "responses": answer("Candidates", "Each model, with its candidate if it has one.") | problems((*STORE, *ALWAYS)),
         },
         ("GET", "/v1/openapi.json"): {
             "summary": "This document",

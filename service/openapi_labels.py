@@ -11,7 +11,7 @@ from service.label_studio_api import (
     StudioSetup,
     StudioStored,
 )
-from service.openapi_parts import ALWAYS, Json, answer, problems
+from service.openapi_parts import ALWAYS, BODY, STORE, Json, answer, body, problems
 
 LABEL_DOCUMENTS = (
     LabelIn,
@@ -24,14 +24,7 @@ LABEL_DOCUMENTS = (
     StudioHealth,
     StudioSetup,
 )
-_STORE = ("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
-_BODY = ("unsupported_media_type", "too_large", "request_timeout")
 _LABEL = ("not_found", "label_invalid", "label_conflict", "stale_result", "item_taken", "lease_lost")
-
-
-def body(schema: str) -> Json:
-    """Return the request body that is a document of the components."""
-    return {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
 
 
 def label_operations() -> dict[tuple[str, str], Json]:
@@ -53,14 +46,13 @@ def label_operations() -> dict[tuple[str, str], Json]:
             "description": "Labels are never changed: a correction is a new one that names what it replaces.",
             "parameters": [key],
             "requestBody": body("LabelIn"),
-            "responses": answer("LabelAnswer", "It is stored.", 201) | problems((*_LABEL, *_BODY, *_STORE, *ALWAYS)),
+            "responses": answer("LabelAnswer", "It is stored.", 201) | problems((*_LABEL, *BODY, *STORE, *ALWAYS)),
         },
         ("GET", "/v1/labels"): {
             "summary": "The labels of an item or a result",
             "description": "One of item_id and result_id. Annotators get their own, and those that wait for their adjudication.",
             "parameters": query,
-            "responses": answer("LabelList", "In the order in which they were given.")
-            | problems(("not_found", *_STORE, *ALWAYS)),
+            "responses": answer("LabelList", "In the order in which they were given.") | problems(("not_found", *STORE, *ALWAYS)),
         },
         ("GET", "/v1/label-studio/health"): {
             "summary": "Label Studio asks for health",
@@ -70,13 +62,13 @@ def label_operations() -> dict[tuple[str, str], Json]:
             "summary": "Label Studio connects a project",
             "description": "Nothing of the body is read or kept.",
             "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
-            "responses": answer("StudioSetup", "Which version answers.") | problems((*_BODY, *ALWAYS)),
+            "responses": answer("StudioSetup", "Which version answers.") | problems((*BODY, *ALWAYS)),
         },
         ("POST", "/v1/label-studio/predict"): {
             "summary": "Label Studio asks for predictions",
             "description": "From the store, for tasks that were exported here: they carry a result_id. Nothing is fetched.",
             "requestBody": body("StudioPredictIn"),
-            "responses": answer("StudioPredictions", "One a task.") | problems(("not_found", *_BODY, *_STORE, *ALWAYS)),
+            "responses": answer("StudioPredictions", "One a task.") | problems(("not_found", *BODY, *STORE, *ALWAYS)),
         },
         ("POST", "/v1/label-studio/webhook"): {
             "summary": "Label Studio tells of an annotation",
@@ -84,6 +76,6 @@ def label_operations() -> dict[tuple[str, str], Json]:
             "requestBody": body("StudioEvent"),
             "responses": answer("StudioStored", "It is stored.", 201)
             | answer("StudioStored", "It is none that is kept.")
-            | problems(("not_found", "label_invalid", "label_conflict", *_BODY, *_STORE, *ALWAYS)),
+            | problems(("not_found", "label_invalid", "label_conflict", *BODY, *STORE, *ALWAYS)),
         },
     }

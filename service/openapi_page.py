@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.openapi_parts import ALWAYS, Json, answer, problems, text
+from service.openapi_parts import ALWAYS, BODY, Json, answer, body, problems, text
 
 _STORE = ("storage_unavailable", "storage_full")
 
@@ -15,9 +15,7 @@ def page_operations() -> dict[tuple[str, str], Json]:
         "required": True,
         "schema": {"type": "string", "pattern": "^[a-z0-9-]+[.](css|js|svg)$"},
     }
-    login = {"application/json": {"schema": {"$ref": "#/components/schemas/Login"}}}
     unchanged = {"304": {"description": "As the browser has it."}}
-    refused = ("unsupported_media_type", "too_large", "request_timeout")
     return {
         ("GET", "/ui"): {
             "summary": "The page for people",
@@ -31,8 +29,8 @@ def page_operations() -> dict[tuple[str, str], Json]:
         ("POST", "/v1/session"): {
             "summary": "Sign in to the page",
             "description": "Gives a cookie that stands for the token. Needs the header X-Overread-Request.",
-            "requestBody": {"required": True, "content": login},
-            "responses": answer("SessionAnswer", "Signed in.") | problems((*refused, *_STORE, *ALWAYS)),
+            "requestBody": body("Login"),
+            "responses": answer("SessionAnswer", "Signed in.") | problems((*BODY, *_STORE, *ALWAYS)),
         },
         ("GET", "/v1/session"): {
             "summary": "Who is signed in",

@@ -13,6 +13,15 @@ ALWAYS = (
     *("not_ready", "internal_error"),
 )
 """Codes that every route may answer."""
+BODY = ("unsupported_media_type", "too_large", "request_timeout")
+"""Those of a route that reads a body."""
+STORE = ("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
+"""Those of a route that reads or writes the store on the engine's threads."""
+
+
+def body(schema: str) -> Json:
+    """Return the request body that is a document of the components."""
+    return {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
 
 
 def problems(codes: tuple[str, ...]) -> Json:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from service.loop_schemas import ItemDetail, Lease, LeaseIn, Sites, SkipIn, Worklist
-from service.openapi_parts import ALWAYS, Json, answer, problems
+from service.openapi_parts import ALWAYS, BODY, STORE, Json, answer, body, problems
 from service.worklist_api import DEFAULT_BUDGET, DEFAULT_DAYS, MOST_BUDGET, MOST_DAYS
 
 WORKLIST_DOCUMENTS = (Worklist, Lease, LeaseIn, SkipIn, ItemDetail, Sites)
-_STORE = ("overloaded", "deadline_exceeded", "storage_unavailable", "storage_full")
-_BODY = ("unsupported_media_type", "too_large", "request_timeout")
 
 
 def _path(name: str, schema: Json) -> Json:
@@ -20,31 +18,27 @@ def _query(name: str, default: int, most: int, description: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-def _body(schema: str) -> Json:
-    return {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
-
-
 def worklist_operations() -> dict[tuple[str, str], Json]:
     """Return (method, route) -> its operation."""
     model = {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "A loaded model; the first by default."}
     digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     lease = [_path("lease_id", {"type": "string", "pattern": "^[0-9a-f]{32}$"})]
     item = [_path("item_id", {"type": "integer", "minimum": 1, "maximum": 10**15 - 1})]
-    lost = problems(("not_found", "lease_lost", *_STORE, *ALWAYS))
+    lost = problems(("not_found", "lease_lost", *STORE, *ALWAYS))
     png = {"200": {"description": "The PNG.", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
     return {
         ("GET", "/v1/worklist"): {
             "summary": "What to label next",
             "description": "Nothing is leased by it.",
             "parameters": [model, _query("budget", DEFAULT_BUDGET, MOST_BUDGET, "Items at most.")],
-            "responses": answer("Worklist", "The best first.") | problems(("unknown_model", *_STORE, *ALWAYS)),
+            "responses": answer("Worklist", "The best first.") | problems(("unknown_model", *STORE, *ALWAYS)),
         },
         ("POST", "/v1/worklist/lease"): {
             "summary": "Lease an item",
             "description": "The named one, or the first of the worklist that is free.",
-            "requestBody": _body("LeaseIn"),
+            "requestBody": body("LeaseIn"),
             "responses": answer("Lease", "It is the caller's for a time.")
-            | problems(("not_found", "unknown_model", "worklist_empty", "item_taken", *_BODY, *_STORE, *ALWAYS)),
+            | problems(("not_found", "unknown_model", "worklist_empty", "item_taken", *BODY, *STORE, *ALWAYS)),
         },
         ("POST", "/v1/worklist/lease/{lease_id}/renew"): {
             "summary": "Renew a lease",
@@ -59,23 +53,23 @@ def worklist_operations() -> dict[tuple[str, str], Json]:
         ("POST", "/v1/worklist/lease/{lease_id}/skip"): {
             "summary": "Pass a leased item over",
             "parameters": lease,
-            "requestBody": _body("SkipIn"),
+            "requestBody": body("SkipIn"),
             "responses": answer("Item", "It is free for others, and not offered to the caller again.")
-            | problems(("not_found", "lease_lost", *_BODY, *_STORE, *ALWAYS)),
+            | problems(("not_found", "lease_lost", *BODY, *STORE, *ALWAYS)),
         },
         ("GET", "/v1/items/{item_id}"): {
             "summary": "An item with its result",
             "parameters": item,
-            "responses": answer("ItemDetail", "As it stands now.") | problems(("not_found", *_STORE, *ALWAYS)),
+            "responses": answer("ItemDetail", "As it stands now.") | problems(("not_found", *STORE, *ALWAYS)),
         },
         ("GET", "/v1/images/{image_sha256}"): {
             "summary": "Kept pixels",
             "parameters": [_path("image_sha256", digest)],
-            "responses": png | problems(("not_found", *_STORE, *ALWAYS)),
+            "responses": png | problems(("not_found", *STORE, *ALWAYS)),
         },
         ("GET", "/v1/sites"): {
             "summary": "What each site saw, day by day",
             "parameters": [model, _query("days", DEFAULT_DAYS, MOST_DAYS, "Days back, today included.")],
-            "responses": answer("Sites", "The newest day first.") | problems(("unknown_model", *_STORE, *ALWAYS)),
+            "responses": answer("Sites", "The newest day first.") | problems(("unknown_model", *STORE, *ALWAYS)),
         },
     }
