@@ -20,16 +20,18 @@ from service.telemetry import logger
 LOOK_SECONDS = 1.0
 """Between two looks whether the tokens file has changed."""
 ROLES = ("device", "annotator", "operator")
+"""The later, the more it may do."""
 ANYONE = frozenset({*ROLES, "public"})
 EVERY_ROLE = frozenset(ROLES)
 PEOPLE = frozenset({"annotator", "operator"})
+"""Roles of persons, whom a proxy may name too; a device has a token."""
 
 ACCESS: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/predict"): frozenset({"device", "operator"}),
     ("POST", "/v1/dicomweb/studies"): frozenset({"device", "operator"}),
     ("GET", "/v1/results/{result_id}"): EVERY_ROLE,
     ("GET", "/v1/models"): EVERY_ROLE,
-    ("GET", "/v1/candidates"): frozenset({"annotator", "operator"}),
+    ("GET", "/v1/candidates"): PEOPLE,
     ("GET", "/v1/worklist"): PEOPLE,
     ("POST", "/v1/worklist/lease"): PEOPLE,
     ("POST", "/v1/worklist/lease/{lease_id}/renew"): PEOPLE,
@@ -107,8 +109,6 @@ def read_tokens(file: Path) -> dict[str, Caller]:
     Refusal
         ``config_invalid`` if the file is not what ``overread token`` writes.
     """
-    if not file.exists():
-        return {}
     try:
         entries = json.loads(file.read_text())["tokens"]
         callers = {
@@ -121,6 +121,8 @@ def read_tokens(file: Path) -> dict[str, Caller]:
             )
             for item in entries
         }
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal("config_invalid", "The tokens file cannot be read.") from error
     if not callers or any(caller.role not in ROLES for caller in callers.values()):
@@ -190,7 +192,9 @@ class Access:
         try:
             callers = read_tokens(self._file)
             self._check_sites(callers)
-        except Refusal:
+        except Refusal as refusal:
+            if isinstance(refusal.__cause__, OSError):  # out of descriptors, say: it may hold a revocation, so look again
+                self._seen = None
             logger().error("tokens_not_read")
             return
         if callers:

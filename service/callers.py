@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.errors import Refusal
-from service.access import Caller
+from service.access import PEOPLE, ROLES, Caller
 from service.heads import PEER
 from service.settings import PREFIX, Settings
 
@@ -23,8 +23,6 @@ STUDIO = "/v1/label-studio/"
 """Routes on which a token may come as the password of Basic authentication: Label Studio knows no other."""
 CSRF_HEADER = "x-overread-request"
 """A page of another origin cannot send it without asking first (a CORS preflight), and that is never allowed here."""
-PEOPLE = ("annotator", "operator")
-"""Roles of persons; a device has a token."""
 _SAFE = frozenset({"GET", "HEAD"})
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -99,8 +97,8 @@ class Proxy:
         except ValueError as error:
             raise Refusal("config_invalid", f"{PREFIX}PROXY_HOSTS: addresses or networks, separated by commas.") from error
         roles = {name.strip(): role.strip() for name, _, role in (entry.rpartition("=") for entry in settings.proxy_roles)}
-        if "" in roles or not set(roles.values()) <= set(PEOPLE):
-            raise Refusal("config_invalid", f"{PREFIX}PROXY_ROLES: NAME=ROLE; roles are {', '.join(PEOPLE)}.")
+        if "" in roles or not set(roles.values()) <= PEOPLE:
+            raise Refusal("config_invalid", f"{PREFIX}PROXY_ROLES: NAME=ROLE; roles are {', '.join(sorted(PEOPLE))}.")
         return cls(networks, str(settings.proxy_user_header), settings.proxy_groups_header or "", roles)
 
     def caller(self, request: Request) -> Caller | None:
@@ -124,7 +122,7 @@ class Proxy:
         found = {self.roles[name] for name in (*names, "*") if name in self.roles}
         if not found:
             raise Refusal("forbidden", "The proxy names a person who has no role here.")
-        return Caller(user, max(found, key=PEOPLE.index))
+        return Caller(user, max(found, key=ROLES.index))
 
     def _trusts(self, peer: tuple[str, int] | None) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ def test_a_file_that_breaks_changes_nothing(caller: Any, file: Path, tokens: dic
     file.write_text(before)
     revoke_token(file, "device")
     assert status(caller, tokens["device"]) == 401, "a file that was mended is followed again"
+
+
+def test_a_revocation_that_could_not_be_read_at_once_is_taken_over_later(
+    caller: Any, file: Path, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoke_token(file, "device")
+    with monkeypatch.context() as broken:
+
+        def no_descriptor(_: Path) -> str:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        broken.setattr(Path, "read_text", no_descriptor)
+        assert status(caller, tokens["device"]) == 200
+    assert status(caller, tokens["device"]) == 401
 
 
 def test_a_token_of_an_unknown_site_is_not_taken_over(caller: Any, file: Path, tokens: dict[str, str]) -> None:
