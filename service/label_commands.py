@@ -6,11 +6,11 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from models.card import ModelCard, SegmenterCard, read_package
 from models.errors import Refusal
+from service.audit import moment
 from service.kept import Kept
 from service.label_export import Exporter, Wish
 from service.label_import import import_labels
@@ -42,11 +42,6 @@ def _card(settings: Settings, name: str | None) -> ModelCard | SegmenterCard:
     raise Refusal("unknown_model", f"The models of the settings are {', '.join(card.name for card in cards)}.")
 
 
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def export_main(argv: list[str]) -> int:
     """Run ``overread labels export``; returns 0."""
     parser = argparse.ArgumentParser(
@@ -58,7 +53,7 @@ def export_main(argv: list[str]) -> int:
     target.add_argument("--out", type=Path, metavar="FOLDER", help="the label package; must not exist")
     target.add_argument("--label-studio", type=Path, metavar="FILE", help=f"the tasks, JSON, with {CONFIG} beside them")
     parser.add_argument("--model", metavar="NAME", help="whose images; needed where there are labels for several")
-    parser.add_argument("--since", type=_moment, metavar="TIME", help="only what was decided since, such as 2026-07-01 (UTC)")
+    parser.add_argument("--since", type=moment, metavar="TIME", help="only what was decided since, such as 2026-07-01 (UTC)")
     parser.add_argument("--reader-names", action="store_true", help="readers by their names, not by pseudonyms")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="with --label-studio: the images as files there")
     parser.add_argument("--leave-out-burned-in", action="store_true", help="go without images that are said to hold writing")

@@ -29,6 +29,8 @@ from service.tables import items, kept_images, labels, models
 
 _CARD: TypeAdapter[ModelCard | SegmenterCard] = TypeAdapter(AnyCard)
 Why = Literal["expired", "burned_in", "two_sites"]
+Readers = Callable[[str], str]
+"""A reader's name -> the name that leaves."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Exporter:
         newest = max(chosen, key=lambda each: _at(each.label)).label
         card = _CARD.validate_python(packages[newest["model_sha256"]]["card"])
         of_classes = isinstance(card, ModelCard)
-        readers = _Readers(self._pseudonyms, wish.names)
+        readers: Readers = (lambda reader: reader[:128]) if wish.names else self._pseudonyms.reader
         readings = [row for each in chosen for row in each.standing]
         classes = card.output.classes if isinstance(card, ModelCard) else (card.output.label,)
         if of_classes and not {class_of(row["document"]) for row in readings} <= set(classes):
@@ -145,16 +147,6 @@ class Exporter:
             return png
 
         return content
-
-
-class _Readers:
-    """Names of readers as they leave."""
-
-    def __init__(self, pseudonyms: Pseudonyms, names: bool) -> None:
-        self._pseudonyms, self._names = pseudonyms, names
-
-    def __call__(self, name: str) -> str:
-        return name[:128] if self._names else self._pseudonyms.reader(name)
 
 
 def _rows(connection: sa.Connection, query: sa.Select[Any]) -> list[Row]:
@@ -207,7 +199,7 @@ def _said(row: Row) -> str | None:
     return class_of(document) if row["kind"] == "classes" else None
 
 
-def _image(decided: _Decided, readers: _Readers) -> dict[str, Any]:
+def _image(decided: _Decided, readers: Readers) -> dict[str, Any]:
     item = decided.item
     reading = ("label_id", "standing", "model_sha256", "result_id", "model_was_right", "source")
     return {name: item[name] for name in ("image_sha256", "rows", "columns", "patient", "origin")} | {
@@ -223,7 +215,7 @@ def _image(decided: _Decided, readers: _Readers) -> dict[str, Any]:
     }
 
 
-def _agreement(chosen: Sequence[_Decided], readers: _Readers) -> list[dict[str, Any]]:
+def _agreement(chosen: Sequence[_Decided], readers: Readers) -> list[dict[str, Any]]:
     """Return the agreement of every two readers over the images that both labelled, as readers."""
     pairs: dict[tuple[str, str], list[tuple[Row, Row, Row]]] = defaultdict(list)
     for each in chosen:
