@@ -189,10 +189,8 @@ async def read_upload(request: Request, limit: int, seconds: float) -> Upload:
 
     Parameters
     ----------
-    request : Request
-    limit : int, bytes
-    seconds : float
-        For the whole body.
+    request, limit, seconds
+        As :func:`read_body` takes them.
 
     Raises
     ------
