@@ -12,16 +12,19 @@ from typing import BinaryIO, cast
 
 import numpy as np
 from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 
-from models.dicom_file import UNDEFINED, Counted, Inflater, check_explicit, find_pixel_data, read_meta
+from models.dicom_file import UNDEFINED, Counted, Inflater, Meta, check_explicit, find_pixel_data, read_meta
 from models.dicom_header import age_years, flatten, has_embedded_overlay, pixel_header, spacing_mm
 from models.dicom_identity import digest
 from models.dicom_pixels import decode_pixels, to_rgb
 from models.dicom_rendering import rendering
 from models.dicom_slide import SLIDE, read_slide
-from models.dicom_syntaxes import SYNTAXES
+from models.dicom_syntaxes import SYNTAXES, Syntax
 from models.errors import Refusal
 from models.image import Box, Image, Limits
+
+UIDS = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits, region: Box | None = None) -> Image:
@@ -49,11 +52,7 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits, regi
         raise Refusal("unsupported_transfer_syntax")
     if meta.sop_class == SLIDE:
         return read_slide(data, meta, syntax, region, limits)
-    source: BinaryIO = io.BytesIO(data)
-    source.seek(meta.start)
-    if syntax.coding == "deflated":
-        source = cast(BinaryIO, Inflater(data, meta.start, limits.max_header_bytes))
-    check_explicit(source, syntax)
+    source = _open(data, meta, syntax, limits)
     counted = cast(BinaryIO, Counted(source))
     raw = read_dataset(counted, syntax.implicit, not syntax.big_endian, stop_when=lambda tag, _vr, _length: tag.group >= 0x7FE0)
     header = flatten(raw, syntax, limits)
@@ -82,6 +81,45 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits, regi
         header=header,
         extent=extent,
     )
+
+
+def read_uids(data: bytes, limits: Limits) -> dict[str, str]:
+    """Read by which UIDs an image goes, within the bounds of :func:`read_dicom`, and nothing else of it.
+
+    Returns
+    -------
+    dict of str to str
+        Keyword -> UID of SOP class, study, series and instance, as far as the data set states them.
+
+    Raises
+    ------
+    Refusal
+        As :func:`read_dicom`; it is called within :func:`models.imaging.refusing` too.
+    """
+    meta = read_meta(data)
+    syntax = SYNTAXES.get(meta.transfer_syntax)
+    if syntax is None:
+        raise Refusal("unsupported_transfer_syntax")
+    counted = cast(BinaryIO, Counted(_open(data, meta, syntax, limits)))
+    # Functional groups are not entered: a slide has thousands
+    found = read_dataset(
+        counted,
+        syntax.implicit,
+        not syntax.big_endian,
+        stop_when=lambda tag, _vr, _length: tag.group >= 0x5200,
+        specific_tags=[Tag(keyword) for keyword in UIDS],
+    )
+    return {keyword: str(found[keyword].value) for keyword in UIDS if keyword in found}
+
+
+def _open(data: bytes, meta: Meta, syntax: Syntax, limits: Limits) -> BinaryIO:
+    """Return the data set as a file; a deflated one is inflated only as far as it is read."""
+    source: BinaryIO = io.BytesIO(data)
+    source.seek(meta.start)
+    if syntax.coding == "deflated":
+        source = cast(BinaryIO, Inflater(data, meta.start, limits.max_header_bytes))
+    check_explicit(source, syntax)
+    return source
 
 
 def _native_bytes(data: bytes, source: BinaryIO, length: int, expected: int) -> bytes | memoryview:

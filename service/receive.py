@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import io
 import os
 import signal
 import threading
@@ -19,11 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydicom.dataset import Dataset
-from pydicom.filereader import dcmread
-
+from models.dicom import read_uids
 from models.errors import Refusal
-from models.imaging import refusing
+from models.imaging import DEFAULT_LIMITS, refusing
 from service.access import is_loopback
 from service.analysis import Site
 from service.arrivals import DONE, FAILED, OUTSIDE, SKIPPED, Arrivals, Object
@@ -117,8 +114,9 @@ class Receiver:
     def _analyse(self, number: int, data: bytes | None, sop_class_uid: str, sop_instance_uid: str) -> None:
         if data is None:
             raise Refusal("too_large")
-        header = _header(data)
-        stated = [str(header.get(keyword, "")) for keyword in ("SOPClassUID", "SOPInstanceUID")]
+        with refusing():
+            uids = read_uids(data, DEFAULT_LIMITS)
+        stated = [uids.get(keyword, "") for keyword in ("SOPClassUID", "SOPInstanceUID")]
         if not any(stated):
             raise Refusal("not_decodable")
         if stated != [sop_class_uid, sop_instance_uid]:
@@ -139,8 +137,7 @@ class Receiver:
         elif objects:
             self._archive.store({str(item.SOPInstanceUID): dicom_bytes(item) for item in objects})
         kept = [Object(str(item.Modality), str(item.SeriesInstanceUID), str(item.SOPInstanceUID)) for item in objects]
-        texts = {element.keyword: str(element.value) for element in header}
-        self._arrivals.settle(number, DONE, "", reply.stored.result["id"], place_of("", texts), kept)
+        self._arrivals.settle(number, DONE, "", reply.stored.result["id"], place_of("", uids), kept)
 
 
 class _Mismatch(Refusal):
@@ -151,14 +148,6 @@ def _status(code: str) -> int:
     if code in AGAIN:
         return OUT_OF_RESOURCES
     return NOT_FOR_THE_MODEL if code in OUTSIDE else CANNOT_UNDERSTAND
-
-
-def _header(data: bytes) -> Dataset:
-    """Read the UIDs of a file; the rest is for the reader of images, which is stricter."""
-    keywords = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
-    with refusing():
-        file = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=keywords)
-        return Dataset({element.tag: element for element in file if element.keyword in keywords})
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from service.receive import (
 )
 from service.settings import Settings, read_settings
 from tests.conftest import ROOT, free_port
+from tests.models.dicom_files import DEFLATED, element, raw_file
 from tests.service.archives import MemoryArchive, chest, settle
 
 
@@ -111,6 +112,9 @@ def test_a_full_disk(make: Any) -> None:
         (b"\0" * 128 + b"DICM" + b"rubbish", CANNOT_UNDERSTAND, "not_decodable"),
         (b"", CANNOT_UNDERSTAND, "not_decodable"),
         (None, CANNOT_UNDERSTAND, "too_large"),
+        # What unfolds to more than a header may hold is not read, not even for its UIDs
+        (raw_file(element(9, 0x10, "OB", bytes(9 << 20)), DEFLATED), CANNOT_UNDERSTAND, "image_too_large"),
+        (raw_file(element(8, 0x1030, "LO", b"") * 20_000), CANNOT_UNDERSTAND, "image_too_large"),
     ],
 )
 def test_what_is_refused_is_a_row(make: Any, archive: MemoryArchive, data: bytes | None, status: int, code: str) -> None:
