@@ -8,14 +8,9 @@ was done before a crash is there twice when it is done again.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.dicom import read_uids
@@ -29,6 +24,7 @@ from service.dicomweb import Archive
 from service.outgoing import analyse
 from service.places import place_of
 from service.settings import Settings, drop_proxies, read_settings
+from service.single import only_one
 from service.telemetry import log_fault, logger
 
 if TYPE_CHECKING:
@@ -150,20 +146,6 @@ def _status(code: str) -> int:
     return NOT_FOR_THE_MODEL if code in OUTSIDE else CANNOT_UNDERSTAND
 
 
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Let one receiver run at a time: it gives up what another left unanswered."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(state / "receive.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise Refusal("config_invalid", "Another 'overread receive' uses this state folder.") from error
-    finally:
-        os.close(lock)
-
-
 def check_settings(settings: Settings) -> None:
     """Check who may send, before anything is listened on.
 
@@ -193,7 +175,7 @@ def main(argv: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _alone(settings.state):
+    with only_one(settings.state, "receive"):  # it gives up what another left unanswered
         archive = Archive(settings) if settings.pacs_url else None
         site = Site(settings)
         try:

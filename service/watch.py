@@ -8,19 +8,14 @@ nothing is stored twice.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import cast
 
 from pydicom.dataset import Dataset
@@ -33,6 +28,7 @@ from service.dicomweb import Archive
 from service.outgoing import analyse
 from service.places import Header, Place, place_of
 from service.settings import Settings, drop_proxies, read_settings
+from service.single import only_one
 from service.store import Store
 from service.telemetry import log_fault, logger
 
@@ -224,20 +220,6 @@ def _log(arrival: Arrival, state: str, code: str, **more: float) -> None:
     logger().info("archive_instance", extra={"fields": {"row": arrival.id, "state": state, "code": code} | more})
 
 
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Let one watch run at a time: two would do everything twice."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(state / "watch.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise Refusal("config_invalid", "Another 'overread watch' uses this state folder.") from error
-    finally:
-        os.close(lock)
-
-
 def _list_failures(arrivals: Arrivals) -> int:
     failures = arrivals.failures()
     for item in failures:
@@ -279,7 +261,7 @@ def main(argv: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _alone(settings.state):
+    with only_one(settings.state, "watch"):  # two would do everything twice
         archive, site = Archive(settings), Site(settings)
         watch = Watch(site, archive)
         try:
