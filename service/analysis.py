@@ -267,7 +267,7 @@ class Site:
     ) -> Judgement:
         limits, prediction, notes = served.limits, stored.prediction, stored.result["notes"]
         started = time.perf_counter()
-        with self.loop.intake.committing(draft, stored.result) as then:
+        with self.loop.intake.committing(draft, stored.result, scored_again=scored_again) as then:
             new, judgement = self.store.record(
                 stored.result,
                 uid,

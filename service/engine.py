@@ -87,15 +87,17 @@ class Engine:
         committing = await self._begun(self._admit(then_commit, worked))
         return await asyncio.wrap_future(committing)
 
-    def run_spare(self, work: Callable[[], T], stop: threading.Event) -> T | None:
-        """Run ``work`` in a thread once there is nothing else to do, and return its result; None if ``stop`` is set before.
+    def run_spare(self, work: Callable[[], T], stop: threading.Event, until: float) -> T | None:
+        """Run ``work`` in a thread once there is nothing else to do, and return its result.
 
-        It is called from another thread than the event loop's, and takes no place of those that are admitted.
+        It is called from another thread than the event loop's, and takes no place of those that are admitted. None if ``stop``
+        is set before, or ``until`` is over (seconds of :func:`time.monotonic`).
         """
-        while self._admitted:
-            if stop.wait(SPARE_SECONDS):
-                return None
-        return self._pool.submit(work).result()
+        while time.monotonic() < until and not stop.is_set():
+            if not self._admitted:
+                return self._pool.submit(work).result()
+            stop.wait(SPARE_SECONDS)
+        return None
 
     async def _begun(self, future: Future[T]) -> T:
         """Wait for work that was admitted, but at the deadline give up what has not begun, rather than when a thread is free."""

@@ -28,6 +28,7 @@ from service.tables import (
     pacs_instances,
     pacs_objects,
     results,
+    site_health,
     skips,
     verdicts,
 )
@@ -36,6 +37,8 @@ BATCH = 200
 """Images a transaction: the service writes in between."""
 SERVICE = Who("overread", "service")
 SCRUB_SECONDS = 30.0
+_NEWEST = sa.select(sa.func.coalesce(sa.func.max(verdicts.c.id), 0)).scalar_subquery()
+_COUNTED = sa.update(site_health).where(site_health.c.last_verdict_id > _NEWEST).values(last_verdict_id=_NEWEST)
 
 
 @dataclass(frozen=True)
@@ -167,9 +170,12 @@ class Eraser:
         with self._store.writing() as connection:
             note(connection, who, "erasure_asked", found.patients or ("",), len(found.images))
         for part in _parts(found.images):
+            known = sa.select(results.c.image_sha256).where(results.c.image_sha256.in_(part)).distinct()
             with self._store.writing() as connection:
+                there = connection.execute(known).scalars().all()  # a digest that was asked for may be of nothing, or gone before
                 _add(removed, self._remove(connection, part))
-                note(connection, who, "image_erased", part)
+                removed.images += len(there)
+                note(connection, who, "image_erased", there)
         with self._store.writing() as connection:
             for image, other in found.shared.items():
                 self._part(connection, image, other, found)
@@ -222,12 +228,12 @@ class Eraser:
         given = connection.execute(sa.delete(labels).where(labels.c.image_sha256.in_(images))).rowcount
         connection.execute(sa.delete(items).where(items.c.id.in_(numbers)))
         connection.execute(sa.delete(kept_images).where(kept_images.c.image_sha256.in_(images)))
-        connection.execute(sa.delete(verdicts).where(verdicts.c.result_id.in_(keys)))
+        _unjudge(connection, verdicts.c.result_id.in_(keys))
         connection.execute(sa.delete(instances).where(instances.c.image_sha256.in_(images)))
         connection.execute(sa.delete(results).where(results.c.id.in_(keys)))
         for image in images:  # within the transaction, as everywhere: what a row names and is not there counts as expired
             self._kept.remove(image)
-        return Removed(len(images), len(keys), given, objects)
+        return Removed(results=len(keys), labels=given, objects=objects)
 
     @staticmethod
     def _part(connection: sa.Connection, image: str, other: str, found: Found) -> None:
@@ -235,8 +241,7 @@ class Eraser:
         keys = sa.select(results.c.id).where(results.c.image_sha256 == image)
         same = instances.c.image_sha256 == image
         for uids in _parts(found.uids):
-            gone = verdicts.c.result_id.in_(keys), verdicts.c.sop_instance_uid.in_(uids)
-            connection.execute(sa.delete(verdicts).where(*gone))
+            _unjudge(connection, verdicts.c.result_id.in_(keys), verdicts.c.sop_instance_uid.in_(uids))
             connection.execute(sa.delete(instances).where(same, instances.c.sop_instance_uid.in_(uids)))
         theirs = items.c.image_sha256 == image, items.c.patient.in_(found.patients)
         connection.execute(sa.update(items).where(*theirs).values(patient=other))
@@ -259,6 +264,12 @@ class Eraser:
                     raise
             time.sleep(0.1)
         return False
+
+
+def _unjudge(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> None:
+    """Remove verdicts; SQLite gives the numbers of the newest again, so what comes next must not pass for counted."""
+    connection.execute(sa.delete(verdicts).where(*which))
+    connection.execute(_COUNTED)
 
 
 def _forget(connection: sa.Connection, which: sa.ColumnElement[bool], uids: Collection[str], keys: Iterable[str] = ()) -> int:

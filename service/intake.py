@@ -94,10 +94,11 @@ class Intake:
         return len(png), facts
 
     @contextmanager
-    def committing(self, draft: Draft | None, result: Row) -> Iterator[Then | None]:
+    def committing(self, draft: Draft | None, result: Row, *, scored_again: bool = False) -> Iterator[Then | None]:
         """Yield what makes the item of a draft within the transaction that commits its result; None where there is no draft.
 
-        A file that was written for it, and that no item came to name, is removed in the end.
+        A file that was written for it, and that no item came to name, is removed in the end. Where an item is scored again
+        whose pixels went meanwhile, it raises ``not_found``, which undoes the commit: an erased image must not come back.
         """
         if draft is None:
             yield None
@@ -107,6 +108,8 @@ class Intake:
         def then(connection: sa.Connection, judgement: Judgement) -> None:
             nonlocal outcome
             outcome = self._items.add(connection, draft, result, judgement.verdict)
+            if outcome and scored_again:
+                raise Refusal("not_found", "The pixels are not kept any more.")
 
         committed = False
         try:

@@ -42,7 +42,7 @@ class Upkeep:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overread-upkeep", daemon=True)
         self._sweep_at = self._reconcile_at = 0.0
-        self._failed: set[tuple[int, str]] = set()
+        self._failed: set[tuple[str, str]] = set()  # image, package; the number of an erased item is given again
 
     def start(self) -> None:
         """Begin."""
@@ -109,24 +109,27 @@ class Upkeep:
         _log("results_expired", done)
 
     def score_again(self) -> int:
-        """Score the waiting items that another package scored, one by one while the engine has nothing else; return how many."""
-        done = 0
+        """Score the waiting items that another package scored, one by one while the engine has nothing else; return how many.
+
+        It ends when a sweep is due, and goes on after it.
+        """
+        done, until = 0, time.monotonic() + SWEEP_SECONDS
         for name, served in self._site.lineup.current.items():
             sha256, last = served.predictor.sha256, 0
             while rows := self._site.loop.items.stale(name, sha256, last, BATCH):
                 last = rows[-1]["id"]
                 for row in rows:
-                    if (row["id"], sha256) in self._failed:  # until the next start: trying again would never end
+                    if (row["image_sha256"], sha256) in self._failed:  # until the next start: trying again would never end
                         continue
-                    if self._stop.is_set() or self._site.lineup.current[name] is not served:
+                    if self._site.lineup.current[name] is not served:
                         return done
-                    outcome = self._site.engine.run_spare(partial(self._one, row, served), self._stop)
+                    outcome = self._site.engine.run_spare(partial(self._one, row, served), self._stop, until)
                     if outcome is None:
                         return done
                     self._site.telemetry.items_rescored.labels(outcome).inc()
                     done += 1
                     if outcome == "failed":
-                        self._failed.add((row["id"], sha256))
+                        self._failed.add((row["image_sha256"], sha256))
         return done
 
     def _one(self, row: Row, served: Served) -> str:

@@ -203,6 +203,40 @@ def test_killed_in_between_the_rest_is_found_again(make_site: Any, run: Any, mon
     assert [subject for (subject,) in noted] == removed
     assert run(PATIENT).startswith("removed 2 images")
     assert ask(site, "SELECT 1 FROM results") == []
+    assert run(images=tuple(removed)).startswith("removed 0 images")
+    noted = ask(site, "SELECT subject FROM audit WHERE action = 'image_erased'")
+    assert len(noted) == len(set(noted)) == 4, "what was erased before is not noted again"
+
+
+def test_scans_that_take_the_numbers_of_erased_ones_are_counted(make_site: Any, run: Any) -> None:
+    site = make_site(**NONE)
+    for number in range(4):
+        take(site, scan(number, PATIENT if number > 1 else "B"))
+    assert site.health.advance() == 4
+    newest = ask(site, "SELECT max(id) FROM verdicts")
+    run(PATIENT)
+    take(site, scan(8, "C"))
+    assert ask(site, "SELECT max(id) FROM verdicts") < newest, "a number is given again"
+    assert site.health.advance() == 1
+    (row,) = site.health.rows()
+    assert row.drift.seen == 5
+
+
+def test_an_item_that_is_scored_again_meanwhile_does_not_come_back(
+    make_site: Any, make_package: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = take(make_site(**ALL), scan(1, PATIENT, SOPInstanceUID=UID)).stored.result["id"]
+    site = make_site(**ALL, models=(make_package("tiny", poison=1.7),))
+    record = site.store.record
+
+    def late(*given: Any) -> Any:
+        run(PATIENT)
+        return record(*given)
+
+    monkeypatch.setattr(site.store, "record", late)
+    assert Upkeep(site).score_again() == 1
+    assert holding(site, UID, key) == []
+    assert ask(site, "SELECT 1 FROM results") == []
 
 
 def test_copies_that_left_are_named(open_desk: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,23 @@ def test_requests_come_first(make_site: Callable[..., Site], newer: Path) -> Non
     assert waiting(site) == 0
 
 
+def test_sweeps_do_not_wait_for_a_busy_engine(
+    make_site: Callable[..., Site], newer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.upkeep, "SWEEP_SECONDS", 0.1)
+    take(make_site(**ALL), scan(1))
+    site = make_site(**ALL, models=(newer,))
+    release = threading.Event()
+    held = site.engine._admit(lambda: release.wait(20), site.engine._release)
+    upkeep = Upkeep(site)
+    assert upkeep.score_again() == 0
+    assert not held.done(), "it did not wait"
+    release.set()
+    held.result()
+    monkeypatch.undo()
+    assert upkeep.score_again() == 1, "the next round goes on"
+
+
 def test_stopping_does_not_wait_for_a_busy_engine(make_site: Callable[..., Site], newer: Path) -> None:
     take(make_site(**ALL), scan(1))
     site = make_site(**ALL, models=(newer,))
