@@ -5,7 +5,6 @@ python benchmarks/active_learning.py --data FOLDER --scale small --work runs/ben
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -254,12 +253,7 @@ def draw(rows: list[dict[str, Any]], axes: Any) -> None:
 
 def main() -> None:
     """Run the cells that are missing, then write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10 and cxr")
-    parser.add_argument("--scale", choices=tuple(PROTOCOLS), required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for finished cells; give it again to go on")
-    parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
-    options = parser.parse_args()
+    options = report.cells_parser(__doc__, "folder with cifar10 and cxr", PROTOCOLS).parse_args()
     torch.set_num_threads(1)
     folder, cache = options.work / options.scale, options.work / "cache"
     log = report.cell_log("active_learning", options.scale, folder)

@@ -5,7 +5,6 @@ python benchmarks/adaptation.py --data FOLDER --scale small --work runs/benchmar
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from dataclasses import dataclass
@@ -214,12 +213,7 @@ def draw(rows: list[dict[str, Any]], axes: Any) -> None:
 
 def main() -> None:
     """Run the cells that are missing, then write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with pacs and cxr")
-    parser.add_argument("--scale", choices=tuple(RECIPES), required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for finished cells; give it again to go on")
-    parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
-    options = parser.parse_args()
+    options = report.cells_parser(__doc__, "folder with pacs and cxr", RECIPES).parse_args()
     torch.set_num_threads(1)
     folder = options.work / options.scale
     log = report.cell_log("adaptation", options.scale, folder)

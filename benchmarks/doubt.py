@@ -5,7 +5,6 @@ python benchmarks/doubt.py --data FOLDER --scale small --work runs/benchmarks
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import cache
 from pathlib import Path
@@ -272,12 +271,9 @@ def draw(rows: list[dict[str, Any]], axes: Any) -> None:
 
 def main() -> None:
     """Run the cells that are missing, then write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with pacs, cxr and wbc")
-    parser.add_argument("--scale", choices=tuple(RECIPES), required=True)
-    parser.add_argument("--work", type=Path, required=True, help="as given to generalization.py; give it again to go on")
-    parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
-    options = parser.parse_args()
+    options = report.cells_parser(
+        __doc__, "folder with pacs, cxr and wbc", RECIPES, "as given to generalization.py; give it again to go on"
+    ).parse_args()
     torch.set_num_threads(1)
     folder = options.work / options.scale
     log = report.cell_log("doubt", options.scale, folder)

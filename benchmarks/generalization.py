@@ -5,7 +5,6 @@ python benchmarks/generalization.py --data FOLDER --scale small --work runs/benc
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass, replace
 from functools import cache
@@ -234,14 +233,10 @@ def draw(rows: list[dict[str, Any]], axes: Any) -> None:
 
 def main() -> None:
     """Run the cells that are missing, then write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with pacs, cxr and wbc")
-    parser.add_argument("--scale", choices=tuple(RECIPES), required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for finished cells; give it again to go on")
+    parser = report.cells_parser(__doc__, "folder with pacs, cxr and wbc", RECIPES)
     parser.add_argument(
         "--weights", type=Path, help="begin with these weights of EfficientNet-Lite0; the result has a name of its own"
     )
-    parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
     options = parser.parse_args()
     torch.set_num_threads(1)
     name = "generalization" if options.weights is None else "generalization-pretrained"

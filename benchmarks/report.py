@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -98,6 +99,18 @@ def write(name: str, scale: str, seeds: Sequence[int], rows: list[dict[str, Any]
     file = folder / f"{name}.json"
     file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     return file
+
+
+def cells_parser(
+    description: str | None, data: str, scales: Iterable[str], work: str = "folder for finished cells; give it again to go on"
+) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that is run cell by cell; ``data`` and ``work`` say what these folders hold."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True, help=data)
+    parser.add_argument("--scale", choices=tuple(scales), required=True)
+    parser.add_argument("--work", type=Path, required=True, help=work)
+    parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
+    return parser
 
 
 def cell_log(name: str, scale: str, folder: Path) -> Path:

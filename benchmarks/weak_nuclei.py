@@ -9,7 +9,6 @@ is only measured anew.
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import cache
 from pathlib import Path
@@ -57,12 +56,7 @@ def run_cell(cell: Cell, slides: Slides, recipe: Recipe, folder: Path) -> dict[s
 
 def main() -> None:
     """Run the cells that are missing, then write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with nuclei")
-    parser.add_argument("--scale", choices=tuple(RECIPES), required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for finished cells; give it again to go on")
-    parser.add_argument("--summary", action="store_true", help="run nothing: write the result of the cells that are finished")
-    options = parser.parse_args()
+    options = report.cells_parser(__doc__, "folder with nuclei", RECIPES).parse_args()
     torch.set_num_threads(1)
     folder = options.work / options.scale
     log = report.cell_log("weak_nuclei", options.scale, folder)
