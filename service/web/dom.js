@@ -2,13 +2,15 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+const shown = (children) => children.flat(3).filter((child) => child !== null && child !== undefined && child !== false);
+
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...shown(children));
   return element;
 }
 
@@ -24,15 +26,14 @@ export function s(name, attributes = {}, ...children) {
 
 /** Put children in the place of what an element holds. */
 export function put(element, ...children) {
-  element.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(...shown(children));
   return element;
 }
 
-/** Say something in the corner that goes away; it is read out too. `action` is {text, run}. */
-export function note(text, { bad = false, action = null, seconds = bad ? 12 : 6 } = {}) {
+/** Say something in the corner that goes away; it is read out too. */
+export function note(text, { bad = false, seconds = bad ? 12 : 6 } = {}) {
   const box = h("div", { class: bad ? "toast bad" : "toast" }, h("span", {}, text));
   const close = () => box.remove();
-  if (action) box.append(h("button", { onclick: () => { close(); action.run(); } }, action.text));
   box.append(h("button", { class: "quiet", "aria-label": "Close this message", onclick: close }, "✕"));
   const notes = document.getElementById("notes");
   notes.append(box);
@@ -46,6 +47,11 @@ export function choice(label, values, chosen, set) {
   return h("span", { class: "row" }, h("label", { for: id }, label),
     h("select", { id, onchange: (event) => set(event.target.value) },
       values.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text))));
+}
+
+/** The choice among models, where there are several; `set` gets the model. */
+export function modelChoice(models, chosen, set) {
+  return models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), chosen.name, (name) => set(models.find((one) => one.name === name)));
 }
 
 /** A table: heads are [text, class?]; rows are lists of cells. */

@@ -3,9 +3,9 @@
 import { ask } from "./api.js";
 
 export class Hold {
-  /** `lost` is called once if the item is somebody else's meanwhile; `told` after each renewal, with the time it is held until. */
-  constructor({ lease_id, until }, { lost, told }) {
-    Object.assign(this, { id: lease_id, lost, told, until: Date.parse(until), over: false });
+  /** `lost` is called once if the item is somebody else's meanwhile. */
+  constructor({ lease_id, until }, lost) {
+    Object.assign(this, { id: lease_id, lost, until: Date.parse(until), over: false });
     this.#plan();
   }
 
@@ -20,7 +20,6 @@ export class Hold {
     try {
       const { until } = await ask("POST", `/v1/worklist/lease/${this.id}/renew`);
       this.until = Date.parse(until);
-      this.told?.(this);
     } catch (problem) {
       if (problem.code === "lease_lost") {
         this.end();

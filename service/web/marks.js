@@ -154,31 +154,26 @@ export class Marks {
     this.changed();
   }
 
-  /** Take back the last corner of what is being drawn, or else the last change; tell whether there was any. */
+  /** Take back the last corner of what is being drawn, or else the last change. */
   undo() {
-    if (this.sketch) return this.#uncorner();
-    if (this.drawing) {
-      this.draw.removeLastPoint();
-      return true;
+    if (this.sketch) this.#uncorner();
+    else if (this.drawing) this.draw.removeLastPoint();
+    else if (this.past.length) {
+      this.future.push(this.#state());
+      this.#restore(this.past.pop());
     }
-    if (!this.past.length) return false;
-    this.future.push(this.#state());
-    this.#restore(this.past.pop());
-    return true;
   }
 
   redo() {
-    if (!this.future.length) return false;
+    if (!this.future.length) return;
     this.past.push(this.#state());
     this.#restore(this.future.pop());
-    return true;
   }
 
   #uncorner() {
     this.sketch.corners.pop();
     if (this.sketch.corners.length) this.sketch.feature.setGeometry(new ol.geom.LineString(this.sketch.corners));
     else this.abort();
-    return true;
   }
 
   /** Give up what is being drawn. */

@@ -46,9 +46,7 @@ export class Reading {
     this.#fillPanel();
     const draft = this.draft ?? JSON.parse(sessionStorage.getItem(this.#draftKey) ?? "null");
     if (draft) this.#restore(draft);
-    if (this.lease) {
-      this.hold = new Hold(this.lease, { lost: () => this.#lost() });
-    }
+    if (this.lease) this.hold = new Hold(this.lease, () => { this.lostBanner.hidden = false; });
     setKeys(this.#keys());
     this.#changed();
     this.viewer.fit();
@@ -66,11 +64,8 @@ export class Reading {
   }
 
   #drawObjects() {
-    this.viewer.outlines(this.result.objects.map(({ polygon }) => polygon));
     this.doubtful = this.result.doubtful_regions;
-    const boxes = this.doubtful.map(({ x, y, width, height }) => [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]);
-    this.viewer.outlines(boxes, { color: "#ffb02e", width: 2, dash: [8, 6], fades: false });
-    this.viewer.setWindow(this.viewer.window);
+    this.viewer.objects(this.result);
   }
 
   #tools() {
@@ -206,10 +201,6 @@ export class Reading {
   #restore({ annotation, chosen }) {
     if (annotation && this.marks) this.marks.read(annotation);
     if (chosen) this.choose(chosen);
-  }
-
-  #lost() {
-    this.lostBanner.hidden = false;
   }
 
   /** Send the label, and go on. */

@@ -1,7 +1,7 @@
 // Drop a scan, and see what the model says of it.
 
 import { ask, bytesOf, query } from "./api.js";
-import { choice, h, note, put } from "./dom.js";
+import { h, modelChoice, note, put } from "./dom.js";
 import { showKeys, setKeys } from "./keys.js";
 import { doubtBox, findingsBox, quantitiesBox, usedFor, verdictBox } from "./result.js";
 import { toolbar } from "./toolbar.js";
@@ -32,9 +32,7 @@ export function scanView(main, { models, mayScan }) {
   let viewer = null;
   let asked = 0;
   let chosen = models[0];
-  const whichModel = () => models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), chosen.name, (name) => {
-    chosen = models.find((one) => one.name === name);
-  });
+  const whichModel = () => modelChoice(models, chosen, (model) => { chosen = model; });
   const input = h("input", { type: "file", id: "file", class: "visually-hidden", accept: ".dcm,.png,.jpg,.jpeg,application/dicom,image/png,image/jpeg" });
   const state = h("p", { role: "status" });
   const zone = h("div", { class: "drop" },
@@ -75,12 +73,7 @@ export function scanView(main, { models, mayScan }) {
     const bar = toolbar(viewer, again, whichModel());
     stage.prepend(bar);
     if (answer.heatmap && answer.verdict !== "refuse") await viewer.heatmap(blobOf(answer.heatmap));
-    if (answer.objects) {
-      viewer.outlines(answer.objects.map(({ polygon }) => polygon));
-      const boxes = answer.doubtful_regions.map(({ x, y, width, height }) => [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]);
-      viewer.outlines(boxes, { color: "#ffb02e", width: 2, dash: [8, 6], fades: false });
-    }
-    viewer.setWindow(viewer.window);
+    if (answer.objects) viewer.objects(answer);
     panel.hidden = false;
     put(panel, verdictBox(answer),
       answer.task === "classification" ? findingsBox(answer) : quantitiesBox(answer.object_label, answer.quantities),

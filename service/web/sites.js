@@ -2,7 +2,7 @@
 
 import { ask, query } from "./api.js";
 import { lines } from "./charts.js";
-import { choice, h, put, table } from "./dom.js";
+import { choice, h, modelChoice, put, table } from "./dom.js";
 import { setKeys } from "./keys.js";
 import { percent, say, wordsOf } from "./words.js";
 
@@ -50,10 +50,7 @@ export function sitesView(main, { models }) {
       h("div", { class: "row spread top" },
         h("div", {}, h("h1", {}, "Sites"), h("p", { class: "soft" }, "How much error the model expects of itself at each place, day by day.")),
         h("div", { class: "row" },
-          models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), model.name, (name) => {
-            model = models.find((one) => one.name === name);
-            load();
-          }),
+          modelChoice(models, model, (chosen) => { model = chosen; load(); }),
           choice("Days", SPANS, span, (days) => { span = Number(days); load(); }))),
       current.length === 0 ? h("div", { class: "card" }, h("p", {}, "No scan came in this time.")) : [
         h("section", { class: "card" }, h("h2", {}, `Mean predicted loss a day (${unit})`),

@@ -94,6 +94,13 @@ export class Viewer {
     this.#over(layer, fades);
   }
 
+  /** Draw what a model found, and dashed boxes around the parts that it doubts. */
+  objects({ objects, doubtful_regions: doubtful }) {
+    this.outlines(objects.map(({ polygon }) => polygon));
+    const boxes = doubtful.map(({ x, y, width, height }) => [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]);
+    this.outlines(boxes, { color: "#ffb02e", dash: [8, 6], fades: false });
+  }
+
   #over(layer, fades) {
     if (fades) layer.setOpacity(this.opacity);
     layer.setVisible(this.overlayShown);

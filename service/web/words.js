@@ -42,6 +42,5 @@ export const say = (value) => number.format(value);
 /** A share in percent. */
 export const percent = (share) => `${Math.round(100 * share)}%`;
 
-/** A day, or a moment, as this reader’s place writes it. */
+/** A day, as this reader’s place writes it. */
 export const day = (text) => new Date(text).toLocaleDateString(undefined, { day: "numeric", month: "short", year: "numeric" });
-export const moment = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });

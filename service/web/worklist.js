@@ -1,7 +1,7 @@
 // What to read next: the list, and the reading of one item after another.
 
 import { ask, query } from "./api.js";
-import { choice, h, note, put, table } from "./dom.js";
+import { choice, h, modelChoice, note, put, table } from "./dom.js";
 import { setKeys } from "./keys.js";
 import { Reading } from "./reading.js";
 import { verdictChip } from "./result.js";
@@ -45,10 +45,7 @@ export function worklistView(main, { models }) {
       h("div", { class: "row spread counts" },
         h("p", { class: "row" }, counts.filter(([n], i) => n || i < 3).map(([n, text]) => h("span", { class: "count" }, h("strong", {}, n), " ", text))),
         h("div", { class: "row" },
-          models.length > 1 && choice("Model", models.map(({ name }) => [name, name]), model.name, (name) => {
-            model = models.find((one) => one.name === name);
-            list();
-          }),
+          modelChoice(models, model, (chosen) => { model = chosen; list(); }),
           choice("Show", SIZES.map((n) => [n, n]), size, (n) => { size = Number(n); list(); }),
           h("button", { onclick: list }, "Refresh"))),
     ];
