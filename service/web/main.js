@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { h, note, put } from "./dom.js";
 import { loginView } from "./login.js";
 import { modelsView } from "./models.js";
-import { readingHelp } from "./reading.js";
+import { forgetOthers, readingHelp } from "./reading.js";
 import { scanHelp, scanView } from "./scan.js";
 import { sitesView } from "./sites.js";
 import { ROLES, wordsOf } from "./words.js";
@@ -62,7 +62,7 @@ function bar() {
 }
 
 async function signOut() {
-  leave();
+  await leave(); // while it may still give back what is being read
   leave = () => {};
   try {
     session = await ask("DELETE", "/v1/session");
@@ -87,6 +87,7 @@ function show() {
 async function begin() {
   try {
     session ??= await ask("GET", "/v1/session");
+    if (session.role) forgetOthers(session.name);
     models = session.role ? (await ask("GET", "/v1/models")).models : [];
   } catch (problem) {
     put(main, h("div", { class: "plain" }, h("h1", {}, "Overread"), h("p", {}, wordsOf(problem)),

@@ -291,5 +291,16 @@ export class Reading {
   }
 }
 
+/**
+ * Take from this window what another reader left in it: what is marked and not saved is nobody else's to see, as is a label that
+ * was sent. `name` is who is signed in now.
+ */
+export function forgetOthers(name) {
+  if (sessionStorage.getItem("reader") === name) return;
+  sessionStorage.clear();
+  sessionStorage.setItem("reader", name);
+  Reading.last = null;
+}
+
 /** Keys of the view that are not of one letter. */
 export const readingHelp = () => showKeys([["← ↑ → ↓", "Move the image, or the cross with a tool"], ["Space", "Mark at the cross"]]);

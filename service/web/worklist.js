@@ -114,6 +114,6 @@ export function worklistView(main, { models }) {
   return () => {
     ended = true;
     window.removeEventListener("pagehide", leave);
-    reading?.leave();
+    return leave();
   };
 }

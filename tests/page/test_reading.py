@@ -153,6 +153,26 @@ def test_what_was_marked_survives_a_reload(filled: Filled, sign_in: Callable[...
     expect(page.get_by_role("radio", name="pneumonia")).to_be_checked()
 
 
+def test_what_was_marked_is_not_for_the_next_reader_at_this_window(filled: Filled, sign_in: Callable[..., Page]) -> None:
+    page = sign_in(filled.place, "ada")
+    begin(page, filled)
+    page.keyboard.press("1")
+    with page.expect_response("**/v1/worklist/lease") as hers:
+        save(page)
+    ready(page)
+    page.keyboard.press("2")
+    expect(page.get_by_role("radio", name="pneumonia")).to_be_checked()
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Token").fill(filled.place.tokens["ben"])
+    page.keyboard.press("Enter")
+    page.locator("#tabs a").first.wait_for()
+    with page.expect_response("**/v1/worklist/lease") as his:
+        begin(page, filled)
+    assert his.value.json()["item"]["item_id"] == hers.value.json()["item"]["item_id"]
+    expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+    expect(page.get_by_role("button", name="Correct the last one")).to_have_count(0)
+
+
 def test_a_lease_that_was_lost_is_said(filled: Filled, sign_in: Callable[..., Page], ask: Any) -> None:
     page = sign_in(filled.place, "ada", allowed=CONFLICT)
     begin(page, filled)
