@@ -181,9 +181,12 @@ class Site:
         Refusal
             ``storage_full`` or ``storage_unavailable``: nothing was stored. What was refused beside the result: it is stored.
         """
-        judgement = analysis.known
-        if judgement is None or analysis.draft is not None:
-            whose = self.loop.pseudonyms.whose(analysis.image)
+        judgement, whose = analysis.known, self.loop.pseudonyms.whose(analysis.image)
+        if (
+            judgement is None
+            or analysis.draft is not None
+            or (whose is not None and self.store.restated(analysis.uid, analysis.image.sha256, whose))
+        ):
             judgement = self._record(analysis.stored, analysis.served, analysis.uid, analysis.draft, analysis.site, whose)
         if analysis.known is not None:
             self.telemetry.repeated.labels(analysis.served.predictor.card.name).inc()

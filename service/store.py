@@ -234,8 +234,7 @@ class Store:
 
     def decided_at(self, key: str, uid: str | None, triage_sha256: str) -> datetime:
         """Return when the verdict of a result, for one instance and limits, was committed; it has to be there."""
-        same = {"result_id": key, "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
-        query = sa.select(verdicts.c.created_at).where(*(verdicts.c[name] == value for name, value in same.items()))
+        query = sa.select(verdicts.c.created_at).filter_by(result_id=key, sop_instance_uid=uid or "", triage_sha256=triage_sha256)
         with self.reading() as connection:
             at: datetime = connection.execute(query).scalar_one()
         return at.replace(tzinfo=UTC)
@@ -302,6 +301,12 @@ class Store:
         with self.reading() as connection:
             first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one_or_none()
         return first not in {None, image_sha256}
+
+    def restated(self, uid: str | None, image_sha256: str, whose: Whose) -> bool:
+        """Tell whether an instance is noted with another patient, or none, than it states now."""
+        noted = sa.select(instances.c.patient).filter_by(sop_instance_uid=uid, image_sha256=image_sha256)
+        with self.reading() as connection:
+            return connection.execute(noted).scalars().all() not in ([], [whose.patient])
 
     @staticmethod
     def _see(connection: sa.Connection, uid: str, image_sha256: str, now: datetime, whose: Whose | None) -> bool:
