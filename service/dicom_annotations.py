@@ -29,6 +29,7 @@ from service.dicom_results import (
     dress,
     is_slide,
     make_uid,
+    placeholders,
     stand_in,
     uids_of,
 )
@@ -106,16 +107,9 @@ def bulk_annotations(header: Dataset, answer: SegmentationAnswer, commit: Commit
         source_images=[source],
         annotation_coordinate_type=AnnotationCoordinateTypeValues.SCOORD,
         annotation_groups=[objects, analysed],
-        series_instance_uid=make_uid("any"),
-        series_number=1,
-        sop_instance_uid=make_uid("any"),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="any",
-        software_versions="any",
-        device_serial_number="any",
         content_label="ANNOTATIONS",
         content_description=f"{NOT_FOR_DIAGNOSIS.capitalize()}: {answer.object_label}"[:64],
+        **placeholders(),
     )
     written.Laterality = header.get("Laterality")  # type 2C
     written.CodingSchemeIdentificationSequence = [

@@ -20,7 +20,18 @@ from models.errors import Refusal
 from models.image import Image
 from models.pictures import OUTLINE, shown_picture
 from service import dicom_codes as own
-from service.dicom_results import CAPTURE, MANUFACTURER, MASK, NOT_FOR_DIAGNOSIS, Commit, check_source, dress, make_uid, stand_in
+from service.dicom_results import (
+    CAPTURE,
+    MANUFACTURER,
+    MASK,
+    NOT_FOR_DIAGNOSIS,
+    Commit,
+    check_source,
+    dress,
+    make_uid,
+    placeholders,
+    stand_in,
+)
 from service.schemas import Answer, Heatmap, SegmentationAnswer
 
 CAPTURE_SIDES = (512, 1024)
@@ -98,17 +109,10 @@ def segmentation_object(header: Dataset, answer: SegmentationAnswer, commit: Com
         pixel_array=mask,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
-        series_instance_uid=make_uid("any"),
-        series_number=1,
-        sop_instance_uid=make_uid("any"),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="any",
-        software_versions="any",
-        device_serial_number="any",
         content_label="SEGMENTATION",
         content_description=f"{NOT_FOR_DIAGNOSIS.capitalize()}: {answer.object_label}"[:64],
         content_creator_name="",
+        **placeholders(),
     )
     organisation = make_uid("dimensions", answer.result_id)  # which would be another each time
     written.DimensionOrganizationSequence[0].DimensionOrganizationUID = organisation

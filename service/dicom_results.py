@@ -13,6 +13,7 @@ import io
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
+from typing import Any
 
 from pydicom.charset import convert_encodings, decode_bytes, encode_string
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -71,7 +72,6 @@ class Kind:
 REPORT = Kind(Comprehensive3DSRStorage, "SR", 9501, "Overread report")
 MASK = Kind(SegmentationStorage, "SEG", 9502, "Overread segmentation")
 CAPTURE = Kind(SecondaryCaptureImageStorage, "OT", 9503, "Overread picture - not for diagnosis")
-
 ANNOTATIONS = Kind(MicroscopyBulkSimpleAnnotationsStorage, "ANN", 9504, "Overread annotations")
 
 
@@ -189,6 +189,13 @@ def stand_in(header: Dataset) -> Dataset:
     source.Modality = "OT"
     source.Rows, source.Columns = number_of(header, of + "Rows"), number_of(header, of + "Columns")
     return source
+
+
+def placeholders() -> dict[str, Any]:
+    """Return what highdicom asks of every object beside its content; :func:`dress` then puts in what is so."""
+    anything = {"manufacturer_model_name": "any", "software_versions": "any", "device_serial_number": "any"}
+    uids = {"series_instance_uid": make_uid("any"), "sop_instance_uid": make_uid("any")}
+    return anything | uids | {"series_number": 1, "instance_number": 1, "manufacturer": MANUFACTURER}
 
 
 def dress(dataset: Dataset, kind: Kind, header: Dataset, answer: Answer | SegmentationAnswer, commit: Commit) -> None:
