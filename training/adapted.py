@@ -166,10 +166,7 @@ def adapt_run(base: Path, out: Path, config: RunConfig, here: Here) -> None:
         adapt_statistics(trained.classifier, in_batches(torch.from_numpy(here.target.tensors)))
     else:
         material = material_of(here, config)
-        parts = trained.classifier, trained.loss_prediction
-        module, rounds = adapt(
-            parts, config, material, out, lambda images, drawn: augment(images, config.input, config.flip, drawn)
-        )
+        module, rounds = adapt((trained.classifier, trained.loss_prediction), config, material, out, change_of(config))
     if config.loss_prediction == "held-out" and "loss_prediction" in lost(config):
         shutil.copyfile(base / HELD_OUT, out / HELD_OUT)
     target = {
@@ -210,7 +207,7 @@ def minutes(base: Path, config: RunConfig, here: Here) -> float:
             started = time.perf_counter()
         drawn = torch.Generator().manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16-mixed"):
-            changed = augment(torch.cat([batch, batch]), config.input, config.flip, drawn)
+            changed = change_of(config)(torch.cat([batch, batch]), drawn)
             task, _, consistency = timed.losses(changed[:size], labels, labels, changed[size:], drawn)
         torch.autograd.grad(task + consistency, list(timed.classifier.parameters()))
     settings = settings_of(config)

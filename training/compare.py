@@ -99,9 +99,10 @@ def same_images(folder: Path, domains: Sequence[str], sides: Sequence[Side]) -> 
         tissues = read_tissues(folder, config)
         everything, sha256 = tissues.images, tissues.sha256
     kept: list[Item] = list(everything)
+    digests = {id(item): _digests(item) for item in everything} if any(side.seen is not None for side in sides) else {}
     for side in sides:
         card = side.predictor.card
-        known = {id(item): side.seen is not None and side.seen.holds(_digests(item), _patient(item)) for item in everything}
+        known = {id(item): side.seen is not None and side.seen.holds(digests[id(item)], _patient(item)) for item in everything}
         trained = {source.domain for source in card.training.sources}
         split = {
             domain for domain in trained

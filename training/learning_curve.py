@@ -141,14 +141,14 @@ def from_power_law(sizes: Floats, errors: Floats) -> tuple[int, Curve, bool]:
         Whether what is left fits.
     """
     distinct = np.unique(sizes)
-    curve, follows = fit_curves(sizes, np.log(errors)[None])[0], True
-    for left_out in range(len(distinct) - MIN_SIZES + 1):
+    most = max(0, len(distinct) - MIN_SIZES)
+    for left_out in range(most + 1):
         kept = sizes >= distinct[left_out]
         curve = fit_curves(sizes[kept], np.log(errors[kept])[None])[0]
         follows = lack_of_fit(sizes[kept], errors[kept], curve) >= 0.05
-        if follows or left_out == len(distinct) - MIN_SIZES:
-            return left_out, curve, follows
-    return 0, curve, follows
+        if follows:
+            break
+    return left_out, curve, follows
 
 
 def fit(sizes: Sequence[int], scores: Sequence[float], seed: int = 0) -> Fit | None:
