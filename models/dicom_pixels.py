@@ -28,7 +28,7 @@ Extent = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class PixelHeader:
-    """The attributes that describe the stored pixels, already checked against each other (``models.dicom``)."""
+    """The attributes that describe the stored pixels, already checked against each other (``models.dicom_header``)."""
 
     rows: int
     columns: int

@@ -139,7 +139,7 @@ class Image:
         "application/dicom", "image/png" or "image/jpeg".
     sha256 : str
         Identity: for pictures of the file's bytes; for DICOM of the stored pixel data and of each attribute that affects how
-        it is rendered or judged (``models.dicom.JUDGED``).
+        it is rendered or judged (``models.dicom_identity.JUDGED``).
     header : Dataset or None
         The DICOM file's standard top-level elements, without pixel data, sequences, private elements, overlays and whatever
         could not be read; a slide's PixelSpacing stands among them. None for pictures.

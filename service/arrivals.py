@@ -1,4 +1,4 @@
-"""What the watch saw in the archive and what became of it: rows that outlive a crash, and that an operator lists and replays."""
+"""What came from the archive or from senders, and what became of it: rows that outlive a crash, and that an operator lists."""
 
 from __future__ import annotations
 

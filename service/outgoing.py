@@ -1,4 +1,4 @@
-"""From an instance's file to the committed result and the objects that the settings ask for, for the watch and for folders."""
+"""From an instance's file to the committed result and the objects that the settings ask for, for all but the HTTP routes."""
 
 from __future__ import annotations
 
