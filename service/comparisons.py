@@ -85,12 +85,15 @@ class Comparisons:
     def add(self, model_name: str, result_id: str, row: dict[str, Any], pair: Pair) -> bool:
         """Commit a candidate's result and the comparison in one transaction; tell whether it is new.
 
-        The candidate's result gets no verdict: without one, no answer can be made of it.
+        The candidate's result gets no verdict: without one, no answer can be made of it. Where the result that was answered was
+        erased meanwhile, nothing is committed: the image must not come back.
         """
         now = datetime.now(UTC)
         with self._store.writing() as connection:
+            site = connection.execute(_SITE, {"key": result_id}).scalar_one_or_none()
+            if site is None:
+                return False
             connection.execute(_ADD_RESULT, {"created_at": now} | row)
-            site = connection.execute(_SITE, {"key": result_id}).scalar_one()
             key = {"result_id": result_id, "candidate_result_id": row["id"], "model_name": model_name, "site": site}
             return connection.execute(_ADD, key | vars(pair) | {"created_at": now}).rowcount == 1
 

@@ -15,6 +15,7 @@ import pytest
 
 from models.errors import Refusal
 from service import erase, erasure
+from service.comparisons import Comparisons, Pair
 from service.erasure import Asked, Eraser
 from service.upkeep import Upkeep
 from tests.service.archives import MemoryArchive, chest
@@ -231,6 +232,15 @@ def test_an_item_that_is_scored_again_meanwhile_does_not_come_back(
     monkeypatch.setattr(site.store, "record", late)
     assert Upkeep(site).score_again() == 1
     assert holding(site, UID, key) == []
+    assert ask(site, "SELECT 1 FROM results") == []
+
+
+def test_a_candidate_does_not_bring_an_image_back(make_site: Any, run: Any) -> None:
+    site = make_site(**NONE)
+    row = take(site, scan(1, PATIENT)).stored.result
+    theirs, pair = row | {"id": "c" * 64}, Pair("accept", "accept", same_findings=True)
+    run(PATIENT)
+    assert not Comparisons(site.store).add("tiny", row["id"], theirs, pair)
     assert ask(site, "SELECT 1 FROM results") == []
 
 
