@@ -190,8 +190,15 @@ export class Reading {
       for (const [tool, button] of Object.entries(this.toolButtons)) button.setAttribute("aria-pressed", tool === this.marks.tool);
       put(this.state, empty ? "" : `${this.marks.count} marks.`);
     }
-    if (empty) sessionStorage.removeItem(this.#draftKey);
-    else sessionStorage.setItem(this.#draftKey, JSON.stringify(this.#content()));
+    this.#keepDraft(empty);
+  }
+
+  /** Keep what is marked over a reload. Thousands of outlines may be more than a browser keeps: they can be saved all the same. */
+  #keepDraft(empty) {
+    sessionStorage.removeItem(this.#draftKey);
+    try {
+      if (!empty) sessionStorage.setItem(this.#draftKey, JSON.stringify(this.#content()));
+    } catch { /* there is none, rather than an older one */ }
   }
 
   #content() {
@@ -231,10 +238,8 @@ export class Reading {
       this.busy = false;
       this.root.removeAttribute("aria-busy");
       this.#changed();
-      if (problem.code === "stale_result") {
-        note(wordsOf(problem), { bad: true });
-        await this.list();
-      } else note(wordsOf(problem), { bad: true });
+      note(wordsOf(problem), { bad: true });
+      if (problem.code === "stale_result") await this.back();
     }
   }
 

@@ -17,7 +17,7 @@ from service.loop_schemas import Candidates
 CONFLICT = ("Failed to load resource: the server responded with a status of 409",)
 
 
-MODELS = (9, 1)
+MODELS = (11, 1)
 _models = (f"chest-{n}" for n in count())
 
 
@@ -211,6 +211,30 @@ def test_a_save_whose_answer_is_lost_is_sent_again_as_the_same_one(
     assert len(keys) > 1
     assert len(set(keys)) == 1
     assert len(filled.labels(ask)) == 1
+
+
+def test_what_is_too_large_to_be_kept_in_the_window_is_saved_all_the_same(
+    filled: Filled, sign_in: Callable[..., Page], ask: Any
+) -> None:
+    page = sign_in(filled.place, "ada")
+    begin(page, filled)
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }")
+    page.keyboard.press("2")
+    save(page)
+    assert [json.loads(row[1])["pneumonia"] for row in filled.labels(ask)] == [True]
+
+
+def test_a_scan_that_was_scored_again_is_given_back(filled: Filled, sign_in: Callable[..., Page]) -> None:
+    page = sign_in(filled.place, "ada", allowed=CONFLICT)
+    begin(page, filled)
+    page.keyboard.press("1")
+    assert filled.list()["leased"] == 1
+    stale = {"type": "about:blank", "title": "stale", "status": 409, "detail": "stale", "code": "stale_result"}
+    page.route("**/v1/labels", lambda route: route.fulfill(status=409, json=stale, content_type="application/problem+json"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("answer has changed since you opened this")).to_be_visible()
+    expect(page.locator(".list tbody tr")).to_have_count(3)
+    assert filled.list()["leased"] == 0, "nobody reads it: it must not be renewed for ever"
 
 
 def test_keys_of_one_letter_can_be_turned_off(filled: Filled, sign_in: Callable[..., Page]) -> None:
