@@ -10,7 +10,6 @@ from typing import Any
 
 from models.errors import Refusal
 from models.image import Box, read_box
-from models.imaging import sniff
 from service.analysis import Site
 from service.arrivals import OUTSIDE
 from service.dicom_results import dicom_bytes
@@ -20,14 +19,24 @@ from service.settings import read_settings
 REPORT_NAME = "result.json"
 
 
-def _is_dicom(file: Path) -> bool:
-    """Tell whether a file is one; routers put their own task files beside them."""
-    with file.open("rb") as stream:
-        head = stream.read(132)
+def _read(file: Path, most: int) -> bytes | None:
+    """Return a DICOM file; None of any other, as routers put their own task files beside them.
+
+    Raises
+    ------
+    Refusal
+        ``too_large`` beyond ``most`` bytes, ``not_decodable`` if it cannot be read.
+    """
     try:
-        return sniff(head) == "application/dicom"
-    except Refusal:
-        return False
+        with file.open("rb") as stream:
+            head = stream.read(132)
+            if head[128:] != b"DICM":
+                return None
+            if file.stat().st_size > most:
+                raise Refusal("too_large")
+            return head + stream.read()
+    except OSError as error:
+        raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
 
 
 def run(site: Site, source: Path, target: Path, region: Box | None = None) -> dict[str, Any]:
@@ -51,11 +60,12 @@ def run(site: Site, source: Path, target: Path, region: Box | None = None) -> di
     failed: Counter[str] = Counter()
     answered: list[dict[str, Any]] = []
     written = 0
-    for file in sorted(path for path in source.rglob("*") if path.is_file() and _is_dicom(path)):
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
         try:
-            if file.stat().st_size > site.settings.max_body_bytes:
-                raise Refusal("too_large")
-            reply, objects = analyse(site, file.read_bytes(), lambda _modality, _uid: None, region)
+            data = _read(file, site.settings.max_body_bytes)
+            if data is None:
+                continue
+            reply, objects = analyse(site, data, lambda _modality, _uid: None, region)
         except Refusal as refusal:
             (skipped if refusal.code in OUTSIDE else failed)[refusal.code] += 1
             continue
@@ -84,13 +94,16 @@ def main(argv: list[str]) -> int:
     region = None if options.region is None else read_box(options.region)
     if not options.source.is_dir():
         raise Refusal("data_invalid", "IN is not a folder.")
-    options.target.mkdir(parents=True, exist_ok=True)
-    site = Site(read_settings())
     try:
-        report = run(site, options.source, options.target, region)
-    finally:
-        site.close()
-    (options.target / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n")
+        options.target.mkdir(parents=True, exist_ok=True)
+        site = Site(read_settings())
+        try:
+            report = run(site, options.source, options.target, region)
+        finally:
+            site.close()
+        (options.target / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:  # files that cannot be read are counted instead
+        raise Refusal("config_invalid", f"OUT cannot be written ({type(error).__name__}).") from error
     found = f"{len(report['results'])} analysed, {report['objects']} objects written"
     print(f"{found}, {sum(report['skipped'].values())} skipped, {sum(report['failed'].values())} failed")
     return 1 if report["failed"] else 0

@@ -75,6 +75,23 @@ def test_a_file_beyond_the_limit_is_not_read(folders: tuple[Path, Path], monkeyp
     assert json.loads((out / "result.json").read_text())["failed"] == {"too_large": 1}
 
 
+def test_a_file_that_cannot_be_read_is_counted(folders: tuple[Path, Path]) -> None:
+    source, out = folders
+    (source / "1.dcm").write_bytes(chest(1))
+    (source / "0.dcm").symlink_to("/proc/self/mem")  # it can be opened, and reading it fails
+    assert main([str(source), str(out)]) == 1
+    report = json.loads((out / "result.json").read_text())
+    assert (len(report["results"]), report["failed"]) == (1, {"not_decodable": 1})
+
+
+def test_results_that_cannot_be_written(folders: tuple[Path, Path]) -> None:
+    source, out = folders
+    (out / "result.json").mkdir(parents=True)
+    with pytest.raises(Refusal) as caught:
+        main([str(source), str(out)])
+    assert caught.value.code == "config_invalid"
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         main([str(tmp_path / "none"), str(tmp_path / "out")])
