@@ -15,6 +15,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 
 from models.dicom_file import UNDEFINED, Counted, Inflater, Meta, check_explicit, find_pixel_data, read_meta
+from models.dicom_frames import STARTS
 from models.dicom_header import age_years, flatten, has_embedded_overlay, pixel_header, spacing_mm
 from models.dicom_identity import digest
 from models.dicom_pixels import decode_pixels, to_rgb
@@ -154,9 +155,8 @@ def _fragments(data: bytes, position: int, single: bool) -> bytes:
         items.append(data[position : position + length])
         position += length
     frames = [item for item in items[1:] if item]
-    starts = [item[:3] in (b"\xff\xd8\xff", b"\xff\x4f\xff") for item in frames]
     if not frames:
         raise Refusal("not_decodable", "The pixel data is empty.")
-    if len(items[0]) > 4 or (single and len(frames) > 1) or any(starts[1:]):
+    if len(items[0]) > 4 or (single and len(frames) > 1) or any(item.startswith(STARTS) for item in frames[1:]):
         raise Refusal("inconsistent_image", "The pixel data holds more frames than the header says.")
     return frames[0] if len(frames) == 1 else b"".join(frames)
