@@ -11,6 +11,8 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
+from models.batch import ZOO
+from models.card import read_package
 from service.access import ACCESS
 from service.analysis import Site
 from service.api import HANDLERS, HEADERS
@@ -54,6 +56,17 @@ def test_the_document_is_openapi_and_names_each_route_once() -> None:
     assert set(HANDLERS) | {("GET", "/healthz")} == set(ACCESS)
     names = [operation["operationId"] for operations in document()["paths"].values() for operation in operations.values()]
     assert len(set(names)) == len(names) == len(ACCESS)
+
+
+def test_an_answer_says_for_what_its_model_is_not(client: Any, draw: Any) -> None:
+    answer = client.predict(draw(1)).json()
+    (model,) = client.get("/v1/models").json()["models"]
+    assert answer["model"]["intended_use"] == model["card"]["intended_use"]
+
+
+@pytest.mark.parametrize("name", ["cxr-pneumonia", "nuclei"])
+def test_the_shipped_models_are_not_for_diagnosis(name: str) -> None:
+    assert read_package(ZOO / name)[0].intended_use.not_for.startswith("Not for diagnosis")
 
 
 def test_the_document_says_who_may() -> None:
