@@ -213,6 +213,8 @@ def main(argv: list[str]) -> int:
         raise Refusal("config_invalid", "--budget and --threads must be at least 1, --seed at least 0.")
     if options.out.suffix != ".csv":
         raise Refusal("config_invalid", "--out must end in .csv.")
+    if not options.out.parent.is_dir():
+        raise Refusal("config_invalid", "--out lies in a folder that does not exist.")
     predictor = Predictor.load(options.model)
     files = list(find_files([options.pool]))
     of_labelled = list(find_files([options.labelled])) if options.labelled else []

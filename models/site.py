@@ -106,12 +106,17 @@ def predict_site(folder: Path, names: dict[str, Path], predictor: Predictor, sto
 
 
 def _kept(store: Path) -> Iterator[Row]:
-    if store.exists():
-        for line in store.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
+    if not store.exists():
+        return
+    try:
+        kept = store.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal("config_invalid", f"The predictions that are kept cannot be read ({type(error).__name__}).") from error
+    for line in kept.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the last line of a run that was killed
+            continue
 
 
 @contextmanager

@@ -33,6 +33,7 @@ ACTIONS: dict[str, str] = {
     "package_promoted": "A model package became the current one. Subject: the package.",
     "candidate_changed": "A model package became the candidate, or none is. Subject: the package, or nothing.",
     "package_rolled_back": "A model package became the current one again. Subject: the package.",
+    "drift_restarted": "The drift test of a site began anew, which ends its alarm. Subject: the package.",
     "token_created": "A token was made. Subject: the SHA-256 of its name.",
     "token_rotated": "A token was replaced. Subject: the SHA-256 of its name.",
     "token_revoked": "A token was taken away. Subject: the SHA-256 of its name.",

@@ -21,6 +21,7 @@ from sqlalchemy.dialects.sqlite import insert
 from models.card import Calibration
 from models.drift import ALARM, REFERENCE, Drift, DriftTest, uniform
 from models.errors import Refusal
+from service.audit import note, operator
 from service.items import RANDOM
 from service.settings import read_settings
 from service.store import Store
@@ -190,6 +191,7 @@ class Health:
                 same = (site_health.c.site == site, site_health.c.model_sha256 == sha256)
                 values = _drift_columns(state) | {"drift_began_at": datetime.now(UTC)}
                 connection.execute(sa.update(site_health).where(*same).values(values))
+            note(connection, operator(), "drift_restarted", [sha256 for sha256, _ in found])
         return len(found)
 
 

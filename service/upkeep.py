@@ -71,10 +71,12 @@ class Upkeep:
         """Yield whether no other worker does it just now."""
         lock = os.open(self._site.settings.state / "upkeep.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-        except BlockingIOError:
-            yield False
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
+            except BlockingIOError:
+                alone = False
+            yield alone
         finally:
             os.close(lock)
 

@@ -202,6 +202,16 @@ def test_a_draw_is_not_written_over_labels_and_is_of_the_site_as_it_was(
         main(arguments(scans, package))
 
 
+def test_kept_predictions_that_are_no_text_are_refused(scans: Path, package: Path) -> None:
+    store = scans.parent / "r" / STORE
+    store.parent.mkdir()
+    store.write_bytes(b"\xff\xfe{}\n")
+    with pytest.raises(Refusal) as refusal:
+        main(arguments(scans, package, "--draw", "1"))
+    assert refusal.value.code == "config_invalid"
+    assert store.read_bytes() == b"\xff\xfe{}\n"  # and left as they are
+
+
 def test_more_than_there_is_cannot_be_drawn(scans: Path, package: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         main(arguments(scans, package, "--draw", str(COUNT + 1)))

@@ -14,6 +14,7 @@ from models.drift import REFERENCE, replay
 from models.predictor import Predictor
 from models.triage import Judgement
 from service import health as module
+from service.audit import Audit
 from service.health import Health, main
 from service.store import Store
 from tests.service.scans import ALL, NONE, Reader, ask, scan
@@ -131,6 +132,8 @@ def test_a_site_alarms_alone_and_begins_anew(
     assert health.rows()[0].drift.seen == 60
     with pytest.raises(module.Refusal, match="No scan"):
         main(["--restart", "north", "--model", "tiny"])
+    noted = [row.split("\t")[2:5] for row in Audit(store).rows()]
+    assert noted == [["command", "drift_restarted", predictor.sha256]]  # once: what was refused is not noted
 
 
 def test_errors_are_estimated_from_labels_of_the_random_share_alone(make_site: Any, connect: Any) -> None:
