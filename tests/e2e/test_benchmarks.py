@@ -13,7 +13,19 @@ import pytest
 
 from tests.conftest import ROOT, require
 
-BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if '"--scale"' in path.read_text())
+
+def takes(script: Path, option: str) -> bool:
+    """Tell whether a script has an option, by itself or through the command line that all with cells share."""
+    source = script.read_text()
+    return f'"{option}"' in source or "report.cells_parser(" in source
+
+
+def is_benchmark(path: Path) -> bool:
+    """Tell whether a file is run by itself at a scale, rather than imported by one that is."""
+    return '__name__ == "__main__"' in path.read_text() and takes(path, "--scale")
+
+
+BENCHMARKS = sorted(filter(is_benchmark, (ROOT / "benchmarks").glob("*.py")))
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 KEYS = {"command", "commit", "date", "machine", "scale", "seeds", "rows", "goals"}
 
@@ -47,9 +59,9 @@ def test_smoke(script: Path, data_root: Path, work: Path) -> None:
     if '"Orthanc"' in script.read_text():
         require("Orthanc")
     command = [sys.executable, str(script), "--scale", "smoke"]
-    if '"--data"' in script.read_text():
+    if takes(script, "--data"):
         command += ["--data", str(data_root)]
-    if '"--work"' in script.read_text():
+    if takes(script, "--work"):
         command += ["--work", str(work)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -67,6 +79,12 @@ def test_committed_results_are_whole(file: Path) -> None:
     assert script
     assert (ROOT / script[1]).exists()
     assert file.with_suffix(".png").exists() or file.with_suffix(".svg").exists()
+
+
+def test_every_script_with_cells_is_run_and_nothing_else() -> None:
+    names = {path.stem for path in BENCHMARKS}
+    assert {"generalization", "doubt", "active_learning", "weak_nuclei", "adaptation", "plan", "serving"} <= names
+    assert not {"report", "domains", "serving_rivals"} & names
 
 
 def test_a_result_without_its_command_or_with_two_seeds_is_seen() -> None:
