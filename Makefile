@@ -36,8 +36,27 @@ types: .venv-dev/.done  ## Static types
 contracts: .venv-dev/.done  ## Which part may import which
 	.venv-dev/bin/lint-imports
 
+# Two test processes share two cores, so that neither may start threads of its own for numbers; what starts servers, kills
+# them or drives a browser runs one test at a time.
+SPREAD = tests/benchmarks tests/contract tests/models tests/service tests/training
 unit: .venv/.done .venv-dev/.done  ## The tests alone
-	.venv-dev/bin/pytest
+	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n 2 --dist loadfile $(SPREAD)
+	.venv-dev/bin/pytest $(addprefix --ignore=,$(SPREAD))
+
+# The long figure of each row of docs/reliability.md that has one; make test-long-5 is that of row 5.
+LONG_1 = OVERREAD_REQUESTS=50000 tests/e2e/test_malformed_http.py
+LONG_2 = OVERREAD_MUTATIONS=100000 tests/models/test_dicom_mutations.py
+LONG_4 = OVERREAD_STRICT=1 tests/models/test_imaging_bombs.py
+LONG_5 = OVERREAD_KILLS=500 tests/e2e/test_kills.py tests/e2e/test_labels.py
+LONG_15 = OVERREAD_INSTANCES=300 tests/e2e/test_pacs.py
+LONG_ROWS = $(sort $(patsubst LONG_%,test-long-%,$(filter-out LONG_ROWS,$(filter LONG_%,$(.VARIABLES)))))
+.PHONY: test-long $(LONG_ROWS)
+
+test-long: $(LONG_ROWS) .venv/.done .venv-dev/.done  ## The long figures of docs/reliability.md, and every test marked long: hours
+	.venv-dev/bin/pytest --timeout 0 -m long $(addprefix --ignore=,$(filter %.py,$(foreach row,$(LONG_ROWS),$(LONG_$(row:test-long-%=%)))))
+
+$(LONG_ROWS): test-long-%: .venv/.done .venv-dev/.done
+	env $(filter OVERREAD_%,$(LONG_$*)) .venv-dev/bin/pytest --timeout 0 -m '' $(filter %.py,$(LONG_$*))
 
 test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
 	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py tests/e2e/test_pacs_many.py tests/e2e/test_pacs_slides.py tests/e2e/test_receive.py
