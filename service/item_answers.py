@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from models.card import ModelCard
+from models.card import ModelCard, SegmenterCard
 from models.errors import Refusal
 from models.triage import REASONS
 from service.analysis import Site
 from service.answers import card_of, findings
-from service.items import WAITING, Row
+from service.items import WAITING, Shown
 from service.loop_schemas import Item, ItemDetail, ItemLabels, ItemModel, SkipCount
 from service.schemas import Reason
 from service.worklist import WHY, Place
@@ -19,8 +19,14 @@ from service.worklist import WHY, Place
 def item_answers(site: Site, places: Iterable[Place]) -> list[Item]:
     """Return items in the order of their places; one that is not there any more is left out."""
     places = list(places)
-    rows = site.loop.items.shown(place.item_id for place in places)
-    return [_item(site, rows[place.item_id], place.why) for place in places if place.item_id in rows]
+    found = site.loop.items.shown(place.item_id for place in places)
+    packages = {shown.row["model_sha256"]: shown.stored for shown in found.values()}
+    cards = {sha256: card_of(stored) for sha256, stored in packages.items()}  # one is read once, not for every item
+    return [
+        _item(shown, cards[shown.row["model_sha256"]], place.why)
+        for place in places
+        if (shown := found.get(place.item_id)) is not None
+    ]
 
 
 def item_answer(site: Site, item_id: int) -> Item:
@@ -51,10 +57,8 @@ def item_detail(site: Site, item_id: int, reader: str) -> ItemDetail:
     return ItemDetail(item=item, result=site.result(item.result_id, "").answer(), labels=labels)
 
 
-def _item(site: Site, row: Row, why: tuple[str, ...]) -> Item:
-    reply = site.result(row["result_id"], "")
-    stored, judgement = reply.stored, reply.judgement
-    card = card_of(stored)
+def _item(shown: Shown, card: ModelCard | SegmenterCard, why: tuple[str, ...]) -> Item:
+    row, stored, judgement = shown.row, shown.stored, shown.judgement
     held = row["until"] if row["state"] in WAITING else None
     return Item(
         item_id=row["id"],

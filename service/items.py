@@ -10,9 +10,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from models.triage import Judgement
 from service.kept import Kept
-from service.store import Store
-from service.tables import items, kept_images, labels, leases, results, skips, verdicts
+from service.store import Store, Stored
+from service.tables import items, kept_images, labels, leases, models, results, skips, verdicts
 
 OPEN, ADJUDICATE, DONE, EXPIRED, WITHDRAWN = STATES = ("open", "adjudicate", "done", "expired", "withdrawn")
 """``withdrawn``: the model's current package does not take the image."""
@@ -26,6 +27,9 @@ _KEPT = sa.select(kept_images.c.image_sha256).where(kept_images.c.image_sha256 =
 _ITEM = sa.select(items.c.state, items.c.model_sha256).where(
     items.c.image_sha256 == sa.bindparam("image"), items.c.model_name == sa.bindparam("model")
 )
+_RESULT = {f"scored_{column.name}": column for column in results.c if column.name != "segmentation"}  # which may be large
+_OTHERS = verdicts.alias()
+_LATEST = sa.select(sa.func.max(_OTHERS.c.id)).where(_OTHERS.c.result_id == items.c.result_id).scalar_subquery()
 
 Row = dict[str, Any]
 
@@ -68,6 +72,25 @@ class Known:
     kept: bool
     state: str | None
     model_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An item as it is answered.
+
+    Attributes
+    ----------
+    row : dict
+        Of ``items``, with what is kept of the image and until when the item is leased.
+    stored : Stored
+        Its result, without what is stored of a segmentation.
+    judgement : Judgement
+        The latest verdict of that.
+    """
+
+    row: Row
+    stored: Stored
+    judgement: Judgement
 
 
 Outcome = Literal["", "lost", "full"]
@@ -199,14 +222,12 @@ class Items:
 
     def stale(self, model_name: str, model_sha256: str, after: int, most: int) -> list[Row]:
         """Return items that another package scored, by their number, from the one after ``after`` on."""
-        others = verdicts.alias()
-        latest = sa.select(sa.func.max(others.c.id)).where(others.c.result_id == items.c.result_id).scalar_subquery()
         query = (
             sa.select(items.c.id, items.c.image_sha256, items.c.site, items.c.patient, kept_images.c.facts)
             .add_columns(results.c.media_type, verdicts.c.sop_instance_uid)
             .join_from(items, kept_images, kept_images.c.image_sha256 == items.c.image_sha256)
             .join(results, results.c.id == items.c.result_id)
-            .join(verdicts, verdicts.c.id == latest)
+            .join(verdicts, verdicts.c.id == _LATEST)
             .where(items.c.model_name == model_name, items.c.model_sha256 != model_sha256)
             .where(items.c.state.in_(WAITING), items.c.id > after)
             .order_by(items.c.id)
@@ -215,16 +236,22 @@ class Items:
         with self._store.reading() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def shown(self, numbers: Iterable[int]) -> dict[int, Row]:
-        """Return some items by their number, with what is kept of their images and until when they are leased."""
+    def shown(self, numbers: Iterable[int]) -> dict[int, Shown]:
+        """Return some items by their number, in two queries however many there are: the items, and the packages' cards."""
         held = sa.select(sa.func.max(leases.c.until)).where(leases.c.item_id == items.c.id).scalar_subquery()
         query = (
             sa.select(items, held.label("until"), kept_images.c.rows, kept_images.c.columns, kept_images.c.facts)
-            .join(kept_images, kept_images.c.image_sha256 == items.c.image_sha256)
+            .add_columns(verdicts.c.verdict, verdicts.c.reasons, *(column.label(name) for name, column in _RESULT.items()))
+            .join_from(items, kept_images, kept_images.c.image_sha256 == items.c.image_sha256)
+            .join(results, results.c.id == items.c.result_id)
+            .join(verdicts, verdicts.c.id == _LATEST)
             .where(items.c.id.in_(list(numbers)))
         )
         with self._store.reading() as connection:
-            return {row["id"]: dict(row) for row in connection.execute(query).mappings()}
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            cards = sa.select(models).where(models.c.sha256.in_({row["model_sha256"] for row in rows}))
+            packages = {row["sha256"]: dict(row) for row in connection.execute(cards).mappings()}
+        return {row["id"]: _shown(row, packages[row["model_sha256"]]) for row in rows}
 
     def progress(self, item_id: int, reader: str) -> tuple[int, bool, dict[str, int]]:
         """Return how many readers labelled an item, whether this one did, and how many passed it over for each reason."""
@@ -234,6 +261,12 @@ class Items:
             given = set(connection.execute(readers).scalars())
             skipped = {row[0]: row[1] for row in connection.execute(passed.group_by(skips.c.reason))}
         return len(given), reader in given, skipped
+
+
+def _shown(row: Row, package: Row) -> Shown:
+    result = {column.name: row.pop(name) for name, column in _RESULT.items()}
+    judgement = Judgement(row.pop("verdict"), tuple(row.pop("reasons")))
+    return Shown(row, Stored(result, package), judgement)
 
 
 def _close(connection: sa.Connection, which: sa.ColumnElement[bool], state: str) -> None:

@@ -131,6 +131,7 @@ kept_images = Table(
     Column("kept_at", DateTime(timezone=True), nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False, index=True),
     Column("removed_at", DateTime(timezone=True)),  # the pixels are gone; the row stays for what refers to it
+    Index("ix_kept_images_removed_at_bytes", "removed_at", "bytes"),  # what is kept is summed for every new item
 )
 
 items = Table(
