@@ -13,12 +13,12 @@ help:  ## Show this list
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,build]'
+	.venv/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,postgresql,build]'
 	touch $@
 
 .venv-dev/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,dimse,build,train,dev]'
+	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,dimse,postgresql,build,train,dev]'
 	touch $@
 
 serve: .venv/.done  ## Serve the shipped models on 127.0.0.1:3000 (HOST, PORT)
@@ -48,6 +48,8 @@ LONG_1 = OVERREAD_REQUESTS=50000 tests/e2e/test_malformed_http.py
 LONG_2 = OVERREAD_MUTATIONS=100000 tests/models/test_dicom_mutations.py
 LONG_4 = OVERREAD_STRICT=1 tests/models/test_imaging_bombs.py
 LONG_5 = OVERREAD_KILLS=500 tests/e2e/test_kills.py tests/e2e/test_labels.py
+LONG_7 = OVERREAD_OVERLOAD_SECONDS=60 tests/e2e/test_overload.py
+LONG_8 = OVERREAD_LEAK_REQUESTS=200000 tests/e2e/test_leak.py
 LONG_15 = OVERREAD_INSTANCES=300 tests/e2e/test_pacs.py
 LONG_ROWS = $(sort $(patsubst LONG_%,test-long-%,$(filter-out LONG_ROWS,$(filter LONG_%,$(.VARIABLES)))))
 .PHONY: test-long $(LONG_ROWS)

@@ -16,6 +16,7 @@ from service.analysis import Site
 from service.answers import Reply
 from service.callers import identify
 from service.candidates import CANDIDATE_HANDLERS
+from service.heads import MAX_UNREAD_BYTES
 from service.label_api import LABEL_HANDLERS
 from service.label_studio_api import STUDIO_HANDLERS
 from service.measured import measure_archive, measure_sites
@@ -27,7 +28,7 @@ from service.routes import Call, Handler, allowed, json_response, match
 from service.schemas import RETRY_AFTER, Status, problem
 from service.stow import DICOM_JSON, Outcome, answer, meta_uids, receive, status_of
 from service.telemetry import TIMED, counted, log_fault, logger
-from service.wall import Upload, check_host, read_upload
+from service.wall import Upload, check_host, declared_length, read_upload
 from service.wanted import PARAMETERS, Wanted, read_wanted
 from service.worklist_api import WORKLIST_HANDLERS, measure
 
@@ -128,6 +129,10 @@ def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
 async def _predict(site: Site, call: Call) -> Response:
     query = call.query(*PARAMETERS)
     wanted = read_wanted(query, call.accept, call.site(query.get("site"), site.settings.sites))
+    length = declared_length(call.request)
+    # A longer body has to be read, or who still sends it sees a broken connection instead of the refusal
+    if length is not None and length <= MAX_UNREAD_BYTES:
+        site.engine.check_room()
     upload = await read_upload(call.request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
     return await _send(await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude))
 

@@ -56,6 +56,17 @@ class Engine:
         """Whether there is a thread that nothing waits for."""
         return self._admitted < self._threads
 
+    def check_room(self) -> None:
+        """Look whether there is a place, before time is spent on receiving what would find none.
+
+        Raises
+        ------
+        Refusal
+            ``overloaded``.
+        """
+        if self._admitted >= self._capacity:
+            raise Refusal("overloaded")
+
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread and return its result.
 
@@ -112,8 +123,7 @@ class Engine:
         return await waiting
 
     def _admit(self, work: Callable[[], T], ended: Callable[[Future[T]], None]) -> Future[T]:
-        if self._admitted >= self._capacity:
-            raise Refusal("overloaded")
+        self.check_room()
         self._count(+1)
         admitted = time.monotonic()
 

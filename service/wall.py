@@ -58,6 +58,13 @@ def media_type_of(header: str | None) -> tuple[str, dict[bytes, bytes]]:
     return value.decode("latin-1").lower(), options
 
 
+def declared_length(request: Request) -> int | None:
+    """Return the length of the body in bytes, as the request's head declares it; None where it does not."""
+    declared = request.headers.get("content-length", "")
+    # Eighteen digits are beyond any limit; Python refuses to convert thousands
+    return int(declared[:18]) if declared.isascii() and declared.isdigit() else None
+
+
 async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     """Read a whole body.
 
@@ -73,9 +80,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     Refusal
         ``too_large`` or ``request_timeout``.
     """
-    declared = request.headers.get("content-length", "")
-    # Eighteen digits are beyond any limit; Python refuses to convert thousands. What is left unchecked here is counted below.
-    if declared.isascii() and declared.isdigit() and int(declared[:18]) > limit:
+    declared = declared_length(request)  # what it does not say is counted below
+    if declared is not None and declared > limit:
         raise Refusal("too_large", f"The body may have {limit} bytes at most.")
     chunks: list[bytes] = []  # joined once: a body that grows is copied again and again
     size = 0

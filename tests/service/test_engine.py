@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from starlette.types import Message
 
 from models.errors import Refusal
+from service.analysis import Site
+from service.api import Api
 from service.engine import Engine
+from service.heads import MAX_UNREAD_BYTES
 from service.telemetry import Telemetry
 
 
@@ -162,3 +166,36 @@ def test_close_finishes_what_was_admitted(telemetry: Telemetry) -> None:
 
     asyncio.run(scene())
     assert done == list(range(5))
+
+
+@pytest.mark.parametrize(("length", "told"), [("1000", True), (str(MAX_UNREAD_BYTES + 1), False), (None, False)])
+def test_who_finds_no_place_is_told_before_the_body_is_received(
+    make_site: Callable[..., Site], length: str | None, told: bool
+) -> None:
+    """A body that is longer than what may stay unread, or says nothing of its length, is received first."""
+    api = Api()
+    api.site = site = make_site(queue=0)
+    release, answers = threading.Event(), []
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"image/png")]
+    headers += [] if length is None else [(b"content-length", length.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers, "scheme": "http"}
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError("nothing is ever sent")
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    async def scene() -> None:
+        admitted = asyncio.create_task(site.engine.run(release.wait))
+        await asyncio.sleep(0)
+        asked = asyncio.create_task(api(scope | {"server": ("127.0.0.1", 3000)}, receive, send))
+        await asyncio.wait([asked], timeout=10 if told else 0.2)
+        assert asked.done() is told
+        asked.cancel()
+        release.set()
+        await admitted
+
+    asyncio.run(scene())
+    assert [message["status"] for message in answers if "status" in message] == ([503] if told else [])
