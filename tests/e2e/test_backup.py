@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.test_kills import Load, check_stored
+from tests.e2e.conftest import query
+from tests.e2e.test_kills import Load, check_stored, wait_for
 
 KILLS = 2
 
@@ -102,11 +103,15 @@ def test_a_backup_under_load_holds_all_that_was_answered_before(
 
 def test_an_erasure_under_load_ends_whole(busy: Any) -> None:
     server, load = busy
-    keys = sorted(load.acknowledged)[:2]
+    # Images that no other test has read, since the audit of them is compared, and that the load does not bring back
+    before = set(load.settled)
+    wait_for(lambda: len(load.settled - before) >= 2, "no work goes on")
+    keys = sorted(load.settled - before)[:2]
     images = [httpx.get(f"{server.url}/v1/results/{key}", timeout=30).json()["image_sha256"] for key in keys]
     named = [part for image in images for part in ("--image", image)]
     process = command(server.state, "erase", *named)
-    time.sleep(1.0)
+    begun = "SELECT 1 FROM audit WHERE action = 'erasure_asked'"
+    wait_for(lambda: process.poll() is not None or query(server.state, begun), "the erasure does not begin")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     run(server.state, "erase", *named)

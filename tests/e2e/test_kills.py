@@ -36,10 +36,14 @@ def check_stored(database: Path, acknowledged: set[str]) -> None:
 
 
 class Load:
-    """Sends new images without pause from two threads, and keeps the ids of the results that were answered."""
+    """Sends new images without pause from two threads, and keeps the ids of the results that were answered.
+
+    ``settled`` are those whose image is not sent again.
+    """
 
     def __init__(self, draw: Callable[..., bytes]) -> None:
         self.acknowledged: set[str] = set()
+        self.settled: set[str] = set()
         self.url = ""
         self._draw = draw
         self._end = threading.Event()
@@ -54,6 +58,7 @@ class Load:
         while not self._end.is_set():
             seed += 2
             body = self._draw(seed, 40)
+            answered = []
             for _ in range(2):  # every image twice: sent again, it must not be stored again
                 try:
                     response = httpx.post(
@@ -63,7 +68,10 @@ class Load:
                     time.sleep(0.05)
                     continue
                 if response.status_code == 200:
-                    self.acknowledged.add(response.json()["result_id"])
+                    answered.append(response.json()["result_id"])
+                    self.acknowledged.add(answered[0])
+            if len(answered) == 2:
+                self.settled.add(answered[0])
 
     def stop(self) -> None:
         self._end.set()
