@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 from tqdm import tqdm
 
 from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, InputSpec, ModelCard, SegmenterCard, read_package
+from models.command import command_parser
 from models.errors import Refusal
 from models.image import Box, Image, read_box
 from models.imaging import read_image
@@ -219,10 +219,10 @@ def _write(rows: Iterable[dict[str, Any]], out: TextIO, columns: list[str] | Non
 
 def main(argv: list[str]) -> int:
     """Run ``overread predict``; returns 0, or 1 if a file could not be predicted."""
-    parser = argparse.ArgumentParser(
-        prog="overread predict",
-        description="Predict for files and folders. Bad files are reported in the output and passed over.",
-        epilog="example: overread predict scans/ --out results.csv",
+    parser = command_parser(
+        "predict",
+        "Predict for files and folders. Bad files are reported in the output and passed over.",
+        "overread predict scans/ --out results.csv",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE|FOLDER")
     parser.add_argument("--out", required=True, type=Path, help="results.csv or results.jsonl")

@@ -18,6 +18,7 @@ import models
 from models.batch import DEFAULT_MODEL
 from models.certificate import Answers, View, compare, figures, predictive_limits, triage
 from models.certificate_page import page
+from models.command import command_parser
 from models.errors import Refusal
 from models.estimates import Sample
 from models.predictor import Predictor
@@ -175,11 +176,11 @@ def certify(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="overread certify",
-        description="Measure a model at a site by a small sample of labels and its own predictions for every image: error, "
+    parser = command_parser(
+        "certify",
+        "Measure a model at a site by a small sample of labels and its own predictions for every image: error, "
         "sensitivity, specificity, predictive values and loss with intervals, limits with a promise, another version beside it.",
-        epilog="example: overread certify --site scans/ --labels to_label.csv --draw 50, then, once labels are filled in: "
+        "overread certify --site scans/ --labels to_label.csv --draw 50   # then fill in the labels, and",
         "overread certify --site scans/ --labels to_label.csv --out report",
     )
     parser.add_argument("--site", type=Path, required=True, metavar="FOLDER", help="the site's images")

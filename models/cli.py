@@ -44,10 +44,12 @@ EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "matplotlib", 
 """Library -> the extra that brings it."""
 
 
-def usage() -> str:
-    """Return the text of ``overread --help``."""
-    lines = [f"  {verb:<17} {summary}" for verb, (_, summary) in VERBS.items()]
-    return "\n".join(["usage: overread VERB ...", "", *lines, "", "'overread VERB --help' tells more, with an example."])
+def usage(group: str = "") -> str:
+    """Return the text of ``overread --help``, or of a group of verbs, such as ``overread train --help``."""
+    own = {verb: summary for verb, (_, summary) in VERBS.items() if verb.startswith(group)}
+    lines = [f"  {verb:<17} {summary}" for verb, summary in own.items()]
+    more = ["'overread VERB --help' tells more, with an example.", "", "example:", f"  overread {next(iter(own))} --help"]
+    return "\n".join([f"usage: overread {group}VERB ...", "", *lines, "", *more])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     words = 2 if " ".join(arguments[:2]) in VERBS else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
-        print(f"overread: no verb {verb!r}\n\n{usage()}", file=sys.stderr)
+        group = f"{verb} " if any(known.startswith(f"{verb} ") for known in VERBS) else ""
+        if group and arguments[1:2] in (["-h"], ["--help"]):
+            print(usage(group))
+            return 0
+        print(f"overread: no verb {' '.join(arguments[:2] if group else [verb])!r}\n\n{usage(group)}", file=sys.stderr)
         return 2
     module, function = VERBS[verb][0].split(":")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import uuid
 from pathlib import Path
@@ -13,6 +12,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFilter
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+
+from models.command import command_parser
 
 ROWS, COLUMNS, SPACING_MM = 1024, 1024, 0.35
 FILE_NAME = "chest-phantom.dcm"
@@ -167,10 +168,10 @@ def write_examples(folder: Path) -> list[Path]:
 
 def main(argv: list[str]) -> int:
     """Write both phantoms to ``--out`` (default: the working directory) and print their paths."""
-    parser = argparse.ArgumentParser(
-        prog="overread example",
-        description="Write a drawn chest phantom as a DICOM file, and drawn tissue as a PNG.",
-        epilog="example: overread example --out .",
+    parser = command_parser(
+        "example",
+        "Write a drawn chest phantom as a DICOM file, and drawn tissue as a PNG.",
+        "overread example --out .",
     )
     parser.add_argument("--out", type=Path, default=Path(), help="folder to write to")
     folder = parser.parse_args(argv).out

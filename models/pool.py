@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.batch import DEFAULT_MODEL, DOUBTS, find_files, read_file
+from models.command import command_parser
 from models.errors import Refusal
 from models.image import Image
 from models.postprocess import Prediction
@@ -186,11 +187,11 @@ COLUMNS = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="overread select",
-        description="Choose what to annotate of a pool of images: the best first, each with why. Bad files are listed at the "
+    parser = command_parser(
+        "select",
+        "Choose what to annotate of a pool of images: the best first, each with why. Bad files are listed at the "
         "end of the output and passed over.",
-        epilog="example: overread select --pool scans/ --budget 30 --out to_annotate.csv",
+        "overread select --pool scans/ --budget 30 --out to_annotate.csv",
     )
     parser.add_argument("--pool", type=Path, required=True, metavar="FOLDER", help="images to choose from")
     parser.add_argument("--budget", type=int, required=True, help="images to choose")

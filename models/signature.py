@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import os
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from models.card import ModelCard, SegmenterCard, card_bytes, read_package
+from models.command import command_parser
 from models.errors import Refusal
 
 PublicKey: TypeAlias = Ed25519PublicKey
@@ -109,10 +109,10 @@ def verify(folder: Path, card: ModelCard | SegmenterCard, keys: Sequence[PublicK
 
 def main(argv: list[str]) -> int:
     """Run ``overread sign``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread sign",
-        description="Sign a model package in place, once it was reviewed. Sites with OVERREAD_TRUSTED_KEYS use signed ones only.",
-        epilog="example: overread sign packages/cxr-pneumonia --key release-key.pem",
+    parser = command_parser(
+        "sign",
+        "Sign a model package in place, once it was reviewed. Sites with OVERREAD_TRUSTED_KEYS use signed ones only.",
+        "overread sign packages/cxr-pneumonia --key release-key.pem",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="folder of a model package")
     parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="Ed25519 private key, PEM")

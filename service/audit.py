@@ -6,7 +6,6 @@ pseudonyms and the name of a token or an account: never a UID, nor who the patie
 
 from __future__ import annotations
 
-import argparse
 import os
 import pwd
 import re
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
+from models.command import command_parser
 from models.errors import Refusal
 from service.settings import read_settings
 from service.store import Store
@@ -134,10 +134,10 @@ def moment(text: str) -> datetime:
 
 def main(argv: list[str]) -> int:
     """Run ``overread audit``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread audit",
-        description="List who read or changed what: when, who, role, action, subject and number, separated by tabs.",
-        epilog="example: overread audit --since 2026-07-01",
+    parser = command_parser(
+        "audit",
+        "List who read or changed what: when, who, role, action, subject and number, separated by tabs.",
+        "overread audit --since 2026-07-01",
     )
     parser.add_argument("--since", type=moment, metavar="TIME", help="only what was noted since, such as 2026-07-01 (UTC)")
     parser.add_argument("--subject", metavar="DIGEST", help="only what concerns this image, package or pseudonym")

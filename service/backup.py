@@ -6,7 +6,6 @@ one, so copying them after the database loses only what expired meanwhile; the r
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from models import __version__
+from models.command import command_parser
 from models.errors import Refusal
 from service.audit import note, operator
 from service.loop_schemas import Digest
@@ -281,11 +281,11 @@ def restore(folder: Path, state: Path) -> Manifest:
 
 def backup_main(argv: list[str]) -> int:
     """Run ``overread backup``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread backup",
-        description="Write the whole state of this site into a folder, while the service runs: database, kept pixels, packages, "
+    parser = command_parser(
+        "backup",
+        "Write the whole state of this site into a folder, while the service runs: database, kept pixels, packages, "
         "tokens and the secret of the pseudonyms.",
-        epilog="example: overread backup --out /backups/overread-2026-07-01",
+        "overread backup --out /backups/overread-2026-07-01",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="must not exist")
     options = parser.parse_args(argv)
@@ -301,10 +301,10 @@ def backup_main(argv: list[str]) -> int:
 
 def restore_main(argv: list[str]) -> int:
     """Run ``overread restore``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread restore",
-        description="Make OVERREAD_STATE, which must be missing or empty, of a backup, or only check one.",
-        epilog="example: OVERREAD_STATE=/var/lib/overread overread restore /backups/overread-2026-07-01",
+    parser = command_parser(
+        "restore",
+        "Make OVERREAD_STATE, which must be missing or empty, of a backup, or only check one.",
+        "OVERREAD_STATE=/var/lib/overread overread restore /backups/overread-2026-07-01",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what 'overread backup' wrote")
     parser.add_argument("--check", action="store_true", help="only check every digest")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+from models.command import command_parser
 from models.errors import Refusal
 from service.audit import operator
 from service.erasure import Asked, Eraser, Found
@@ -59,12 +59,12 @@ def _remarks(eraser: Eraser, found: Found) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Run ``overread erase``; returns 0, or 1 where bytes may be left in the database's files."""
-    parser = argparse.ArgumentParser(
-        prog="overread erase",
-        allow_abbrev=False,  # --patient-id would be taken for --patient-id-file
-        description="Remove all that there is of a patient: pixels, results, labels, items, and what is known of the archive. "
+    parser = command_parser(
+        "erase",
+        "Remove all that there is of a patient: pixels, results, labels, items, and what is known of the archive. "
         "Erase in the archive first: what it still holds may be analysed again.",
-        epilog="example: overread erase --patient-id-file -",
+        "overread erase --patient-id-file -",
+        allow_abbrev=False,  # --patient-id would be taken for --patient-id-file
     )
     parser.add_argument("--patient-id-file", metavar="FILE", help="a PatientID a line, after a tab its issuer; - reads stdin")
     parser.add_argument("--uid-file", metavar="FILE", help="a SOP Instance UID a line; - reads stdin")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from models.command import command_parser
 from models.errors import Refusal
 from models.image import Box, read_box
 from service.analysis import Site
@@ -80,10 +80,10 @@ def run(site: Site, source: Path, target: Path, region: Box | None = None) -> di
 
 def main(argv: list[str]) -> int:
     """Run ``overread folder``."""
-    parser = argparse.ArgumentParser(
-        prog="overread folder",
-        description="Analyse the DICOM files of a folder, and write result objects and result.json into another. docs/pacs.md.",
-        epilog='example: overread folder "$MERCURE_IN_DIR" "$MERCURE_OUT_DIR"',
+    parser = command_parser(
+        "folder",
+        "Analyse the DICOM files of a folder, and write result objects and result.json into another. docs/pacs.md.",
+        'overread folder "$MERCURE_IN_DIR" "$MERCURE_OUT_DIR"',
     )
     parser.add_argument("source", type=Path, metavar="IN", help="folder of the images, with its subfolders")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder of the results; created when missing")

@@ -6,7 +6,6 @@ far was counted, so that a crash loses and repeats nothing; scans that ``overrea
 
 from __future__ import annotations
 
-import argparse
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from models.card import Calibration
+from models.command import command_parser
 from models.drift import ALARM, REFERENCE, Drift, DriftTest, uniform
 from models.errors import Refusal
 from service.audit import note, operator
@@ -231,11 +231,11 @@ def _row(found: Any) -> SiteHealth:
 
 def main(argv: list[str]) -> int:
     """Run ``overread drift``; the exit code is 1 if there is an alarm."""
-    parser = argparse.ArgumentParser(
-        prog="overread drift",
-        description="List, for each site and package, whether its scans have drifted from its own earlier ones; or begin anew, "
+    parser = command_parser(
+        "drift",
+        "List, for each site and package, whether its scans have drifted from its own earlier ones; or begin anew, "
         "once a change is known and accepted. docs/monitoring.md says what to do before that.",
-        epilog="example: overread drift --restart east --model cxr-pneumonia",
+        "overread drift --restart east --model cxr-pneumonia",
     )
     parser.add_argument("--restart", metavar="SITE", help="begin anew at this site; '' for scans without a site")
     parser.add_argument("--model", help="of this model; needed with --restart")

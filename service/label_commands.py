@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from models.card import ModelCard, SegmenterCard, read_package
+from models.command import command_parser
 from models.errors import Refusal
 from service.audit import moment
 from service.kept import Kept
@@ -44,10 +44,10 @@ def _card(settings: Settings, name: str | None) -> ModelCard | SegmenterCard:
 
 def export_main(argv: list[str]) -> int:
     """Run ``overread labels export``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread labels export",
-        description="Write what is decided as a label package for overread train, or what waits as tasks for Label Studio.",
-        epilog="example: overread labels export --out labels-2026-07",
+    parser = command_parser(
+        "labels export",
+        "Write what is decided as a label package for overread train, or what waits as tasks for Label Studio.",
+        "overread labels export --out labels-2026-07",
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, metavar="FOLDER", help="the label package; must not exist")
@@ -89,11 +89,11 @@ def export_main(argv: list[str]) -> int:
 
 def import_main(argv: list[str]) -> int:
     """Run ``overread labels import``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread labels import",
-        description="Store labels that were given elsewhere: a CSV with the columns image_sha256 and label, or one image's marks "
+    parser = command_parser(
+        "labels import",
+        "Store labels that were given elsewhere: a CSV with the columns image_sha256 and label, or one image's marks "
         "as GeoJSON from QuPath. What is stored already is not stored again.",
-        epilog="example: overread labels import labels.csv --reader 'Dr. Weiss'",
+        "overread labels import labels.csv --reader 'Dr. Weiss'",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help=".csv, or .geojson or .json named by the image's digest")
     parser.add_argument("--reader", required=True, metavar="NAME", help="who gave them, as the service shall name them")

@@ -6,7 +6,6 @@ between, it leaves a copy that nobody names, and the next command goes on from t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from models.batch import AnyPredictor, load_model
 from models.card import ModelCard, SegmenterCard, read_package
+from models.command import command_parser
 from models.comparison import Comparison, check_kind, read_comparison
 from models.errors import Refusal
 from service.audit import actor
@@ -221,11 +221,11 @@ def _desk() -> Iterator[Desk]:
 
 def promote_main(argv: list[str]) -> int:
     """Run ``overread promote``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread promote",
-        description="Answer with this package from now on. It must have been compared with the current one and not be worse, or "
+    parser = command_parser(
+        "promote",
+        "Answer with this package from now on. It must have been compared with the current one and not be worse, or "
         "--reason says why it is promoted all the same. The running service follows within seconds.",
-        epilog="example: overread promote packages/cxr-pneumonia",
+        "overread promote packages/cxr-pneumonia",
     )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("package", nargs="?", type=Path, metavar="PACKAGE", help="folder of a model package")
@@ -239,11 +239,11 @@ def promote_main(argv: list[str]) -> int:
 
 def candidate_main(argv: list[str]) -> int:
     """Run ``overread candidate``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread candidate",
-        description="Try a package beside the current one: it predicts the same images, after they were answered, and is never "
+    parser = command_parser(
+        "candidate",
+        "Try a package beside the current one: it predicts the same images, after they were answered, and is never "
         "shown as an answer. GET /v1/candidates tells how the two compare.",
-        epilog="example: overread candidate packages/cxr-pneumonia",
+        "overread candidate packages/cxr-pneumonia",
     )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("package", nargs="?", type=Path, metavar="PACKAGE", help="folder of a model package")
@@ -258,10 +258,10 @@ def candidate_main(argv: list[str]) -> int:
 
 def rollback_main(argv: list[str]) -> int:
     """Run ``overread rollback``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread rollback",
-        description="Answer with the package before the current one again. Twice goes back two packages.",
-        epilog="example: overread rollback cxr-pneumonia --reason 'missed two effusions on Monday'",
+    parser = command_parser(
+        "rollback",
+        "Answer with the package before the current one again. Twice goes back two packages.",
+        "overread rollback cxr-pneumonia --reason 'missed two effusions on Monday'",
     )
     parser.add_argument("name", metavar="NAME", help="of the model")
     parser.add_argument("--reason", help="kept with the decision")

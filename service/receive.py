@@ -7,12 +7,12 @@ was done before a crash is there twice when it is done again.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from models.command import command_parser
 from models.dicom import read_uids
 from models.errors import Refusal
 from models.imaging import DEFAULT_LIMITS, refusing
@@ -160,11 +160,11 @@ def check_settings(settings: Settings) -> None:
 
 def main(argv: list[str]) -> int:
     """Run ``overread receive``."""
-    parser = argparse.ArgumentParser(
-        prog="overread receive",
-        description="Take images by C-STORE, analyse them, and store the results in the archive of OVERREAD_PACS_URL, if there "
+    parser = command_parser(
+        "receive",
+        "Take images by C-STORE, analyse them, and store the results in the archive of OVERREAD_PACS_URL, if there "
         "is one. docs/pacs.md says how to set it up; the settings begin with OVERREAD_DIMSE_.",
-        epilog="example: overread receive",
+        "overread receive",
     )
     parser.parse_args(argv)
     from service.dimse import Server  # an extra, and only this verb needs it

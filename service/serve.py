@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from models.batch import open_package
 from models.card import ModelCard, SegmenterCard
+from models.command import command_parser
 from models.example import write_examples
 from service.access import Access, check_bind
 from service.callers import Proxy
@@ -46,10 +46,10 @@ def main(argv: list[str]) -> int:
     Refusal
         ``config_invalid``, ``package_invalid`` or ``package_untrusted``, before anything was started.
     """
-    parser = argparse.ArgumentParser(
-        prog="overread serve",
-        description="Serve the models of OVERREAD_MODELS over HTTP. docs/settings.md lists the settings.",
-        epilog="example: OVERREAD_STATE=/var/lib/overread overread serve --port 3000",
+    parser = command_parser(
+        "serve",
+        "Serve the models of OVERREAD_MODELS over HTTP. docs/settings.md lists the settings.",
+        "OVERREAD_STATE=/var/lib/overread overread serve --port 3000",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; anything but loopback needs tokens")
     parser.add_argument("--port", type=int, default=3000)

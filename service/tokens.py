@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from models.command import command_parser
 from models.errors import Refusal
 from service.access import ROLES, name_digest, read_tokens, token_digest
 from service.audit import note, operator
@@ -164,11 +164,12 @@ def _noted(settings: Settings, action: str, name: str) -> Noted:
 
 def main(argv: list[str]) -> int:
     """Run ``overread token``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread token",
-        description="Create, replace or revoke a bearer token. A new one is printed once; only its hash is kept. The running "
+    parser = command_parser(
+        "token",
+        "Create, replace or revoke a bearer token. A new one is printed once; only its hash is kept. The running "
         "service follows within two seconds, and sessions of the page end with their token.",
-        epilog="example: overread token --name ct-scanner-1 --role device",
+        "overread token --name ct-scanner-1 --role device",
+        "overread token --rotate ct-scanner-1",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--name", help="create one for this holder; needs --role")

@@ -7,7 +7,6 @@ nothing is stored twice.
 
 from __future__ import annotations
 
-import argparse
 import random
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import cast
 
 from pydicom.dataset import Dataset
 
+from models.command import command_parser
 from models.errors import Refusal
 from service.analysis import Site
 from service.arrivals import DONE, FAILED, OUTSIDE, SKIPPED, Arrival, Arrivals, Object, Position
@@ -233,11 +233,12 @@ def _list_failures(arrivals: Arrivals) -> int:
 
 def main(argv: list[str]) -> int:
     """Run ``overread watch``."""
-    parser = argparse.ArgumentParser(
-        prog="overread watch",
-        description="Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up; "
+    parser = command_parser(
+        "watch",
+        "Analyse what arrives in an archive and store the results there. docs/pacs.md says how to set it up; "
         "OVERREAD_PACS_URL and, before an Orthanc, OVERREAD_PACS_ORTHANC_URL say where the archive is.",
-        epilog="example: overread watch --failures",
+        "OVERREAD_PACS_URL=http://127.0.0.1:8042/dicom-web overread watch",
+        "overread watch --failures",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--once", action="store_true", help="end when there is nothing to do")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.command import command_parser
 from models.errors import Refusal
 from training.adaptation import trainings as count_trainings
 from training.adaptation_config import Adaptation
@@ -27,12 +28,12 @@ SETTINGS = ("rounds", "members", "epochs")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="overread adapt",
-        description="Adapt a trained, exported and calibrated classifier to a new hospital by its images alone: style "
+    parser = command_parser(
+        "adapt",
+        "Adapt a trained, exported and calibrated classifier to a new hospital by its images alone: style "
         "consistency and rounds of pseudo-labels by an ensemble, or its normalisation statistics (adabn). What comes of it is a "
         "run like any other. Give the same command again after an interruption: it goes on.",
-        epilog="example: overread adapt runs/cxr --data cxr --unlabelled scans/ --domain city_hospital --out runs/cxr-city",
+        "overread adapt runs/cxr --data cxr --unlabelled scans/ --domain city_hospital --out runs/cxr-city",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--unlabelled", type=Path, required=True, metavar="FOLDER", help="images of the new hospital")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
 from models.card import Calibration, Finding, InputSpec, OutputSpec, Triage
+from models.command import command_parser
 from models.postprocess import RawOutputs
 from models.predictor import Graph
 from models.uncertainty import softmax
@@ -156,11 +156,11 @@ def calibrate(graph: bytes, images: ImageSet, config: RunConfig) -> dict[str, An
 
 def main(argv: list[str]) -> int:
     """Run ``overread calibrate``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread calibrate",
-        description="Fit temperature, expected loss, percentiles, operating point and limits on the calibration split of a run "
+    parser = command_parser(
+        "calibrate",
+        "Fit temperature, expected loss, percentiles, operating point and limits on the calibration split of a run "
         "and of its siblings, with the exported graph.",
-        epilog="example: overread calibrate runs/cxr --data cxr",
+        "overread calibrate runs/cxr --data cxr",
     )
     parser.add_argument("run", type=Path, help="folder of the run, exported")
     add_sources(parser, "the folder given to overread train", "the label package given to overread train")

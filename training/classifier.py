@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from models.command import command_parser
 from models.errors import Refusal
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import use_batch_instance
@@ -218,12 +219,12 @@ def _run(config: RunConfig, manifest: Manifest, command: str) -> Run:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="overread train classifier",
-        description="Train a classifier and its loss prediction module, and the same recipe without each domain in turn. "
+    parser = command_parser(
+        "train classifier",
+        "Train a classifier and its loss prediction module, and the same recipe without each domain in turn. "
         "Give the same command again after an interruption: it goes on from the last checkpoint.",
-        epilog="example: overread train classifier --data cxr --domains kermany_guangzhou nih_chestxray "
-        "--classes normal pneumonia --finding pneumonia --input training/specs/chest_xray.json --seed 0 --out runs/cxr",
+        "overread train classifier --data cxr --domains kermany_guangzhou nih_chestxray --classes normal pneumonia \\\n"
+        "    --finding pneumonia --input training/specs/chest_xray.json --seed 0 --out runs/cxr",
     )
     add_sources(parser, "folder with manifest.csv: image, label, domain, patient")
     parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="train on these, and on the label package's")

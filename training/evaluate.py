@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.card import Calibration, Figure, InputSpec, ModelCard, ObjectSpec, OutputSpec, SegmenterCard, Triage, read_package
+from models.command import command_parser
 from models.errors import Refusal
 from models.predictor import Graph, Predictor
 from models.triage import judge
@@ -278,11 +278,11 @@ def show(figures: Sequence[Figure]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run ``overread evaluate``; returns 0, or 1 if a released card's figures are not found again."""
-    parser = argparse.ArgumentParser(
-        prog="overread evaluate",
-        description="Measure a calibrated run on the test split and each domain left out, and write evaluation.json; or, given a "
+    parser = command_parser(
+        "evaluate",
+        "Measure a calibrated run on the test split and each domain left out, and write evaluation.json; or, given a "
         "released model package, measure it again and compare with its card.",
-        epilog="example: overread evaluate models/zoo/cxr-pneumonia --data cxr",
+        "overread evaluate models/zoo/cxr-pneumonia --data cxr",
     )
     parser.add_argument("target", type=Path, metavar="RUN|PACKAGE", help="folder of a run, or of a model package")
     add_sources(parser, "the folder given to overread train", "the label package given to overread train")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import warnings
@@ -17,6 +16,7 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS
+from models.command import command_parser
 from models.errors import Refusal
 from models.networks.classifier import Classifier
 from models.networks.domain_distance import DomainDistance, ViewDistance, grid_statistics, stage_statistics
@@ -246,11 +246,11 @@ def run_folders(folder: Path) -> list[Path]:
 
 def main(argv: list[str]) -> int:
     """Run ``overread export``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread export",
-        description="Write model.onnx of a finished run and of its siblings: fit the domain distance on the training split, "
+    parser = command_parser(
+        "export",
+        "Write model.onnx of a finished run and of its siblings: fit the domain distance on the training split, "
         "fold it in, and compare torch with onnxruntime on real images.",
-        epilog="example: overread export runs/cxr --data cxr",
+        "overread export runs/cxr --data cxr",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
     add_sources(parser, "the folder given to overread train", "the label package given to overread train")

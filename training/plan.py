@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.batch import DEFAULT_MODEL
+from models.command import command_parser
 from models.errors import Refusal
 from training.config import write_json
 from training.learning_curve import HORIZON, MIN_SEEDS, MIN_SIZES, ROUNDS, Fit, Verdict, fit
@@ -201,11 +202,11 @@ def draw(document: Document, measured: Sequence[Measured], file: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="overread plan",
-        description="Say how many labels a target needs, from sizes that were measured (--scores), or from labelled images: a "
+    parser = command_parser(
+        "plan",
+        "Say how many labels a target needs, from sizes that were measured (--scores), or from labelled images: a "
         "simple head on a model package's features is then trained at growing sizes.",
-        epilog="example: overread plan --model models/zoo/cxr-pneumonia --labels labels.csv --images scans/ --target 0.9",
+        "overread plan --model models/zoo/cxr-pneumonia --labels labels.csv --images scans/ --target 0.9",
     )
     parser.add_argument("--target", type=float, required=True, help="score to reach, between 0 and 1")
     parser.add_argument("--scores", type=Path, metavar="FILE.csv", help="columns labels, seed, score (higher is better)")

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.card import Figure, IntendedUse, ModelCard, SegmenterCard, Source, card_bytes, read_package
+from models.command import command_parser
 from models.comparison import REPORT as COMPARISON
 from models.comparison import SEEN, Comparison
 from models.errors import Refusal
@@ -225,11 +226,11 @@ def _order(version: str) -> tuple[int, ...]:
 
 def main(argv: list[str]) -> int:
     """Run ``overread release``; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="overread release",
-        description="Write the model package, model.onnx and card.json, from the reports of a run. Any gap is refused.",
-        epilog="example: overread release runs/cxr --name cxr-pneumonia --version 1.0.0 "
-        "--about training/specs/cxr-pneumonia.json --out models/zoo",
+    parser = command_parser(
+        "release",
+        "Write the model package, model.onnx and card.json, from the reports of a run. Any gap is refused.",
+        "overread release runs/cxr --name cxr-pneumonia --version 1.0.0 \\\n"
+        "    --about training/specs/cxr-pneumonia.json --out models/zoo",
     )
     parser.add_argument("run", type=Path, help="folder of the run, evaluated")
     parser.add_argument("--name", required=True)

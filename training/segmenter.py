@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.command import command_parser
 from models.errors import Refusal
 from models.networks.loss_prediction import LossPrediction
 from models.networks.normalization import use_batch_instance
@@ -176,12 +177,12 @@ def _run(config: SegmenterConfig, images: Tissues, command: str) -> SegmenterRun
 
 def _parser() -> argparse.ArgumentParser:
     fields = SegmenterConfig.model_fields
-    parser = argparse.ArgumentParser(
-        prog="overread train segmenter",
-        description="Train a segmenter of nuclei from points, or from masks. Give the same command again after an interruption: "
+    parser = command_parser(
+        "train segmenter",
+        "Train a segmenter of nuclei from points, or from masks. Give the same command again after an interruption: "
         "it goes on from the last checkpoint.",
-        epilog="example: overread train segmenter --data nuclei --domains dsb18_256x320_purple --label nucleus "
-        "--input training/specs/tissue.json --supervision cluster --edges pseudo_edge_attention --seed 0 --out runs/nuclei",
+        "overread train segmenter --data nuclei --domains dsb18_256x320_purple --label nucleus \\\n"
+        "    --input training/specs/tissue.json --supervision cluster --edges pseudo_edge_attention --seed 0 --out runs/nuclei",
     )
     add_sources(parser, "folder with manifest.csv: image, domain, label_map or points")
     parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="train on these, and on the label package's")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.batch import DEFAULT_MODEL
+from models.command import command_parser
 from models.errors import Refusal
 from models.pool import BEST, STRATEGIES, arrays, look_at_all
 from models.predictor import Predictor
@@ -100,11 +100,11 @@ def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archiv
 
 def main(argv: list[str]) -> int:
     """Run ``overread simulate``; returns 0, or 1 if an image could not be read."""
-    parser = argparse.ArgumentParser(
-        prog="overread simulate",
-        description="Replay rounds of annotation on images whose labels are known, and draw what each way of choosing would have "
+    parser = command_parser(
+        "simulate",
+        "Replay rounds of annotation on images whose labels are known, and draw what each way of choosing would have "
         f"saved against random. {WHAT_IT_IS}",
-        epilog="example: overread simulate --manifest archive/manifest.csv --out simulation",
+        "overread simulate --manifest archive/manifest.csv --out simulation",
     )
     parser.add_argument(
         "--manifest", type=Path, required=True, metavar="FILE", help="CSV with image, label and, if known, patient"

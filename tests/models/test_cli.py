@@ -12,16 +12,6 @@ from models.errors import Refusal
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_each_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([*verb.split(), "--help"])
-    assert exit_.value.code == 0
-    assert f"example: overread {verb}" in " ".join(capsys.readouterr().out.split()).replace(
-        "OVERREAD_STATE=/var/lib/overread ", ""
-    )
-
-
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
