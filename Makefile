@@ -18,7 +18,7 @@ help:  ## Show this list
 
 .venv-dev/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,dimse,postgresql,build,train,dev]'
+	.venv-dev/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,dimse,postgresql,score,build,train,dev]'
 	touch $@
 
 serve: .venv/.done  ## Serve the shipped models on 127.0.0.1:3000 (HOST, PORT)

@@ -180,7 +180,8 @@ async def _metrics(site: Site, _: Call) -> Response:
     return Response(content, headers={"content-type": media_type})
 
 
-async def _ready(_: Site, __: Call) -> Response:
+async def _ready(site: Site, _: Call) -> Response:
+    await asyncio.to_thread(site.store.check)
     return json_response(Status(status="ready"))
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from service.dialects import insert
 from service.places import Place
 from service.store import Store
 from service.tables import pacs_instances, pacs_objects, pacs_positions
@@ -107,14 +107,16 @@ class Arrivals:
             for place in places:
                 start = {"state": WAITING, "code": "", "attempts": 0, "due_at": 0.0, "updated_at": now}
                 uids = {"study_uid": place.study_uid, "series_uid": place.series_uid, "sop_instance_uid": place.sop_instance_uid}
-                new = insert(pacs_instances).values(reference=place.reference, seen_at=now, **start, **uids)
+                new = insert(connection, pacs_instances).values(reference=place.reference, seen_at=now, **start, **uids)
                 if again:
-                    new = new.on_conflict_do_update(["reference"], set_=start, where=pacs_instances.c.state != WAITING)
+                    settled = pacs_instances.c.state != WAITING
+                    new = new.on_conflict_do_update(index_elements=["reference"], set_=start, where=settled)
                 else:
                     new = new.on_conflict_do_nothing()
                 number += connection.execute(new).rowcount
             values = {"sequence": position.sequence, "anchor": position.anchor, "updated_at": now}
-            connection.execute(insert(pacs_positions).values(id=1, **values).on_conflict_do_update(["id"], set_=values))
+            here = insert(connection, pacs_positions).values(id=1, **values)
+            connection.execute(here.on_conflict_do_update(index_elements=["id"], set_=values))
         return number
 
     def unknown(self, places: Iterable[Place]) -> list[Place]:
@@ -145,10 +147,10 @@ class Arrivals:
         reference = received_reference(sop_instance_uid)
         start = {"state": WAITING, "code": "", "due_at": 0.0, "updated_at": now}
         place = {"study_uid": "", "series_uid": "", "sop_instance_uid": ""}
-        new = insert(pacs_instances).values(reference=reference, seen_at=now, attempts=1, **start, **place)
         again = start | {"attempts": sa.case((pacs_instances.c.state == DONE, 1), else_=pacs_instances.c.attempts + 1)}
         with self._store.writing() as connection:
-            connection.execute(new.on_conflict_do_update(["reference"], set_=again))
+            new = insert(connection, pacs_instances).values(reference=reference, seen_at=now, attempts=1, **start, **place)
+            connection.execute(new.on_conflict_do_update(index_elements=["reference"], set_=again))
             row = connection.execute(sa.select(pacs_instances.c.id).where(pacs_instances.c.reference == reference))
             return int(row.scalar_one())
 
@@ -190,7 +192,7 @@ class Arrivals:
             connection.execute(sa.update(pacs_instances).where(pacs_instances.c.id == number).values(values))
             for item in objects:
                 row = vars(item) | {"instance_id": number, "result_id": result_id, "stored_at": now}
-                connection.execute(insert(pacs_objects).values(row).on_conflict_do_nothing())
+                connection.execute(insert(connection, pacs_objects).values(row).on_conflict_do_nothing())
 
     def latest(self, number: int, modality: str, besides: str) -> Object | None:
         """Return the object of a modality that was stored last for an instance, other than the one of that UID."""

@@ -144,7 +144,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.subject is not None and re.fullmatch("[0-9a-f]{64}", options.subject) is None:
         raise Refusal("config_invalid", "--subject has 64 hexadecimal digits, such as an answer's image_sha256.")
-    store = Store(read_settings().database)
+    store = Store(read_settings().store)
     try:
         for line in Audit(store).rows(options.since, options.subject):
             print(line)

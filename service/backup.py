@@ -23,9 +23,10 @@ from models import __version__
 from models.command import command_parser
 from models.errors import Refusal
 from service.audit import note, operator
+from service.database import coded
 from service.loop_schemas import Digest
 from service.settings import Settings, keep_temporary_files, read_settings
-from service.store import Store, coded
+from service.store import Store
 from service.tables import kept_images, sessions
 
 MANIFEST = "backup.json"

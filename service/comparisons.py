@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from models.triage import Verdict
+from service.dialects import Upsert
 from service.store import Store
 from service.tables import comparisons, items, labels, results, verdicts
 
-_ADD_RESULT = insert(results).on_conflict_do_nothing()
-_ADD = insert(comparisons).on_conflict_do_nothing()
+_ADD_RESULT, _ADD = (Upsert(table, lambda made: made.on_conflict_do_nothing()) for table in (results, comparisons))
 _THEIRS = results.alias("candidate_results")
 _SITE = (
     sa.select(verdicts.c.site).where(verdicts.c.result_id == sa.bindparam("key")).order_by(verdicts.c.id.desc()).limit(1)
@@ -93,9 +92,9 @@ class Comparisons:
             site = connection.execute(_SITE, {"key": result_id}).scalar_one_or_none()
             if site is None:
                 return False
-            connection.execute(_ADD_RESULT, {"created_at": now} | row)
+            _ADD_RESULT.run(connection, {"created_at": now} | row)
             key = {"result_id": result_id, "candidate_result_id": row["id"], "model_name": model_name, "site": site}
-            return connection.execute(_ADD, key | vars(pair) | {"created_at": now}).rowcount == 1
+            return _ADD.run(connection, key | vars(pair) | {"created_at": now}) == 1
 
     def sums(self, current_sha256: str, candidate_sha256: str) -> list[Sum]:
         """Return the sums of the comparisons of two packages."""

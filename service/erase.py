@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     patients = read_patients(_lines(options.patient_id_file), pseudonyms)
     asked = Asked(patients, tuple(_lines(options.uid_file)), tuple(options.image))
     keep_temporary_files(settings.state)
-    store = Store(settings.database)
+    store = Store(settings.store)
     try:
         eraser = Eraser(store, Kept(settings.kept))
         found = eraser.find(asked)

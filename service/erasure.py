@@ -254,10 +254,7 @@ class Eraser:
         end = time.monotonic() + SCRUB_SECONDS
         while time.monotonic() < end:
             try:
-                with self._store.reading() as connection:  # a statement is a transaction of its own here
-                    connection.exec_driver_sql("VACUUM")
-                    busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
-                if not busy:
+                if self._store.rewrite():
                     return True
             except Refusal as refusal:
                 if refusal.code != "storage_unavailable":

@@ -25,7 +25,7 @@ from service.store import Store
 def _opened() -> Iterator[tuple[Settings, Store]]:
     settings = read_settings()
     mask = os.umask(0o077)  # what is written holds images of patients
-    store = Store(settings.database)
+    store = Store(settings.store)
     try:
         yield settings, store
     finally:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from models.errors import Refusal
+from service.dialects import insert
 from service.items import ADJUDICATE, WAITING
 from service.store import Store
 from service.tables import items, labels, leases, skips
@@ -32,7 +32,7 @@ class Held:
 def places(readers: int) -> sa.ColumnElement[int]:
     """Return how many readers may hold an item at once: those whose label it still lacks, and one to adjudicate."""
     given = sa.select(sa.func.count(labels.c.reader.distinct())).where(labels.c.item_id == items.c.id).scalar_subquery()
-    return sa.case((items.c.state == ADJUDICATE, 1), else_=sa.func.max(1, readers - given))
+    return sa.case((items.c.state == ADJUDICATE, 1), (given < readers, readers - given), else_=1)
 
 
 def free_for(reader: str, readers: int, now: float) -> sa.ColumnElement[bool]:
@@ -101,7 +101,7 @@ class Leases:
             connection.execute(sa.delete(leases).where(leases.c.lease_id == lease_id))
         lease = Held(number, secrets.token_hex(16), now + self._seconds)
         values = {"lease_id": lease.lease_id, "until": lease.until}
-        statement = insert(leases).values(item_id=number, reader=reader, **values)
+        statement = insert(connection, leases).values(item_id=number, reader=reader, **values)
         connection.execute(statement.on_conflict_do_update(index_elements=["item_id", "reader"], set_=values))
         return lease
 

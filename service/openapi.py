@@ -152,7 +152,7 @@ def _operations() -> dict[tuple[str, str], Json]:
         },
         ("GET", "/readyz"): {
             "summary": "Whether images are taken",
-            "responses": answer("Status", "They are.") | problems(ALWAYS),
+            "responses": answer("Status", "They are.") | problems(("storage_unavailable", *ALWAYS)),
         },
         ("GET", "/metrics"): {
             "summary": "Metrics of all workers, in Prometheus' text format",

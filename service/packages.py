@@ -14,7 +14,7 @@ from models.card import read_package
 from models.comparison import REPORT, SEEN
 from models.errors import Refusal
 from models.signature import SIGNATURE
-from service.store import coded
+from service.database import coded
 
 _PART = ".part-"
 

@@ -212,7 +212,7 @@ class Desk:
 @contextmanager
 def _desk() -> Iterator[Desk]:
     settings = read_settings()
-    store = Store(settings.database)
+    store = Store(settings.store)
     try:
         yield Desk(settings, store)
     finally:

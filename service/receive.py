@@ -175,18 +175,18 @@ def main(argv: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with only_one(settings.state, "receive"):  # it gives up what another left unanswered
-        archive = Archive(settings) if settings.pacs_url else None
-        site = Site(settings)
-        try:
+    archive = Archive(settings) if settings.pacs_url else None
+    site = Site(settings)
+    try:
+        with only_one(site.store, "receive"):  # it gives up what another left unanswered
             receiver = Receiver(site, archive)
             server = Server(settings, receiver)
             logger().info("receive_ready", extra={"fields": {"port": server.port}})
             stop.wait()
             answered = receiver.stop()
             server.close()
-        finally:
-            site.close()
-            if archive is not None:
-                archive.close()
+    finally:
+        site.close()
+        if archive is not None:
+            archive.close()
     return 0 if answered else 1

@@ -31,20 +31,19 @@ def site_days(store: Store, model_name: str, days: int) -> list[SiteDay]:
         .join_from(verdicts, results, results.c.id == verdicts.c.result_id)
         .join(models, models.c.sha256 == results.c.model_sha256)
         .where(*recent, ~verdicts.c.scored_again)
-        .group_by(*_KEY)
+        .group_by(*_KEY, models.c.version)
         .order_by(sa.desc("day"), verdicts.c.site, models.c.version)
     )
     # A label counts on the day of the scan; one that was replaced does not count
     later = labels.alias()
     first = sa.select(sa.func.min(verdicts.c.id).label("id")).group_by(verdicts.c.result_id).subquery()
-    drawn = sa.case((items.c.origin == RANDOM, 1), else_=0)
+    right, drawn = labels.c.model_was_right, items.c.origin == RANDOM
     confirmed = (
         sa.select(*_KEY, sa.func.count(labels.c.image_sha256.distinct()).label("labelled"))
-        .add_columns(sa.func.avg(labels.c.model_was_right).label("agreement"))
-        .add_columns(
-            sa.func.count(sa.case((items.c.origin == RANDOM, labels.c.image_sha256)).distinct()).label("random_labelled")
-        )
-        .add_columns(sa.func.sum(drawn * labels.c.model_was_right).label("random_right"), sa.func.sum(drawn).label("random_n"))
+        .add_columns(sa.func.avg(sa.case((right, 1.0), else_=0.0)).label("agreement"))
+        .add_columns(sa.func.count(sa.case((drawn, labels.c.image_sha256)).distinct()).label("random_labelled"))
+        .add_columns(sa.func.sum(sa.case((drawn & right, 1), else_=0)).label("random_right"))
+        .add_columns(sa.func.sum(sa.case((drawn, 1), else_=0)).label("random_n"))
         .join_from(labels, results, results.c.id == labels.c.result_id)
         .join(models, models.c.sha256 == results.c.model_sha256)
         .join(verdicts, verdicts.c.result_id == results.c.id)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -20,6 +23,8 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+NUMBER = Integer().with_variant(BigInteger, "postgresql")
+"""Of rows: SQLite's integers have 64 bits anyhow, and a key has to be called INTEGER there to number rows."""
 
 models = Table(
     "models",
@@ -57,7 +62,7 @@ results = Table(
 instances = Table(
     "instances",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),  # the order in which instances were first seen
+    Column("id", NUMBER, primary_key=True, autoincrement=True),  # the order in which instances were first seen
     Column("sop_instance_uid", String(64), nullable=False),
     Column("image_sha256", String(64), nullable=False, index=True),
     Column("first_seen_at", DateTime(timezone=True), nullable=False),
@@ -69,7 +74,7 @@ instances = Table(
 verdicts = Table(
     "verdicts",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False, index=True),
     Column("sop_instance_uid", String(64), nullable=False),  # empty for pictures without a header
     Column("triage_sha256", String(64), nullable=False),
@@ -78,6 +83,7 @@ verdicts = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, index=True),
     Column("site", String(64), nullable=False, server_default=""),  # a configured name, or empty
     Column("scored_again", Boolean, nullable=False, server_default=false()),  # for an item of the worklist, not for a scan
+    Column("station", String(16), nullable=False, server_default=""),  # a configured one of the site, or empty
     UniqueConstraint("result_id", "sop_instance_uid", "triage_sha256"),
 )
 
@@ -85,7 +91,7 @@ pacs_positions = Table(
     "pacs_positions",
     metadata,
     Column("id", Integer, primary_key=True),  # 1: a site watches one archive
-    Column("sequence", Integer, nullable=False),  # Orthanc's sequence number; of other archives the day, YYYYMMDD
+    Column("sequence", NUMBER, nullable=False),  # Orthanc's sequence number; of other archives the day, YYYYMMDD
     Column("anchor", String(64), nullable=False),  # what Orthanc's log holds at that number, to tell one log from another
     Column("updated_at", DateTime(timezone=True), nullable=False),
 )
@@ -93,7 +99,7 @@ pacs_positions = Table(
 pacs_instances = Table(
     "pacs_instances",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("reference", String(64), nullable=False, unique=True),  # Orthanc's identifier; of other archives the SOP Instance UID
     Column("study_uid", String(64), nullable=False),
     Column("series_uid", String(64), nullable=False),
@@ -111,8 +117,8 @@ pacs_instances = Table(
 pacs_objects = Table(
     "pacs_objects",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("instance_id", Integer, ForeignKey("pacs_instances.id"), nullable=False, index=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("instance_id", NUMBER, ForeignKey("pacs_instances.id"), nullable=False, index=True),
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False),
     Column("modality", String(16), nullable=False),
     Column("series_instance_uid", String(64), nullable=False),
@@ -137,7 +143,7 @@ kept_images = Table(
 items = Table(
     "items",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("image_sha256", String(64), ForeignKey("kept_images.image_sha256"), nullable=False),
     Column("model_name", String(64), nullable=False),
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False),
@@ -155,7 +161,7 @@ items = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("item_id", Integer, ForeignKey("items.id"), primary_key=True),
+    Column("item_id", NUMBER, ForeignKey("items.id"), primary_key=True),
     Column("reader", String(64), primary_key=True),
     Column("lease_id", String(64), nullable=False, unique=True),
     Column("until", Float, nullable=False),  # seconds since 1970
@@ -164,8 +170,8 @@ leases = Table(
 skips = Table(
     "skips",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("item_id", Integer, ForeignKey("items.id"), nullable=False, index=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("item_id", NUMBER, ForeignKey("items.id"), nullable=False, index=True),
     Column("reader", String(64), nullable=False),
     Column("reason", String(32), nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
@@ -174,9 +180,9 @@ skips = Table(
 labels = Table(
     "labels",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("label_id", String(64), nullable=False, unique=True),
-    Column("item_id", Integer, ForeignKey("items.id"), index=True),  # none for a label of a result that was not flagged
+    Column("item_id", NUMBER, ForeignKey("items.id"), index=True),  # none for a label of a result that was not flagged
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False),  # what the reader was shown
     Column("image_sha256", String(64), nullable=False, index=True),
     Column("model_sha256", String(64), nullable=False),
@@ -194,7 +200,7 @@ labels = Table(
 promotions = Table(
     "promotions",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),  # the last row of a name and role is in force
+    Column("id", NUMBER, primary_key=True, autoincrement=True),  # the last row of a name and role is in force
     Column("model_name", String(64), nullable=False, index=True),
     Column("model_sha256", String(64), nullable=False),  # of the copy under state/packages; empty: none (a candidate withdrawn)
     Column("role", String(16), nullable=False),  # current, candidate
@@ -228,7 +234,7 @@ sessions = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("at", DateTime(timezone=True), nullable=False, index=True),
     Column("actor", String(64), nullable=False),  # the token's or the person's name, or the account that ran a command
     Column("role", String(16), nullable=False),  # service.access.ROLES, or service.audit.COMMAND
@@ -238,21 +244,29 @@ audit = Table(
 )
 """Triggers refuse to change or remove a row."""
 
-site_health = Table(
-    "site_health",
-    metadata,
-    Column("site", String(64), primary_key=True),  # a configured name, or empty
-    Column("model_sha256", String(64), ForeignKey("models.sha256"), primary_key=True),
-    Column("last_verdict_id", Integer, nullable=False),  # the largest of all rows is how far was counted
-    Column("loss_counts", JSON, nullable=False),  # of percentiles, by service.telemetry.SITE_PERCENTILES
-    Column("domain_counts", JSON, nullable=False),
-    Column("loss_sum", Float, nullable=False),
-    Column("domain_sum", Float, nullable=False),
-    Column("verdicts", JSON, nullable=False),  # verdict -> number
-    Column("drift_seen", Integer, nullable=False),  # models.drift.Drift, here and below
-    Column("drift_loss_counts", LargeBinary, nullable=False),  # int32, little-endian
-    Column("drift_domain_counts", LargeBinary, nullable=False),
-    Column("drift_wealth", JSON, nullable=False),
-    Column("drift_alarm_at", Integer),
-    Column("drift_began_at", DateTime(timezone=True), nullable=False),
-)
+
+def _health(name: str, *more: Column[Any]) -> Table:
+    """Return the table of what scans look like: counted by site and model, and by what else is a key."""
+    return Table(
+        name,
+        metadata,
+        Column("site", String(64), primary_key=True),  # a configured name, or empty
+        Column("model_sha256", String(64), ForeignKey("models.sha256"), primary_key=True),
+        *more,
+        Column("loss_counts", JSON, nullable=False),  # of percentiles, by service.telemetry.SITE_PERCENTILES
+        Column("domain_counts", JSON, nullable=False),
+        Column("loss_sum", Float, nullable=False),
+        Column("domain_sum", Float, nullable=False),
+        Column("verdicts", JSON, nullable=False),  # verdict -> number
+        Column("drift_seen", Integer, nullable=False),  # models.drift.Drift, here and below
+        Column("drift_loss_counts", LargeBinary, nullable=False),  # int32, little-endian
+        Column("drift_domain_counts", LargeBinary, nullable=False),
+        Column("drift_wealth", JSON, nullable=False),
+        Column("drift_alarm_at", Integer),
+        Column("drift_began_at", DateTime(timezone=True), nullable=False),
+    )
+
+
+# The largest number of all rows is how far was counted
+site_health = _health("site_health", Column("last_verdict_id", NUMBER, nullable=False))
+station_health = _health("station_health", Column("station", String(16), primary_key=True))

@@ -152,7 +152,7 @@ def list_tokens(file: Path) -> list[str]:
 
 def _noted(settings: Settings, action: str, name: str) -> Noted:
     def noted() -> None:
-        store = Store(settings.database)
+        store = Store(settings.store)
         try:
             with store.writing() as connection:
                 note(connection, operator(), action, [name_digest(name)])

@@ -5,12 +5,8 @@ One worker at a time does it, whichever takes the lock first. Every step can be 
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -56,7 +52,7 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stop.wait(ROUND_SECONDS):
             try:
-                with self._alone() as mine:
+                with self._site.store.claimed("upkeep") as mine:
                     if mine:
                         self.sweep()
                         self.count()
@@ -65,20 +61,6 @@ class Upkeep:
                 continue  # the disk is full or away, which every request says
             except Exception as error:  # noqa: BLE001  (whatever one item can cause must not end the thread)
                 log_fault(error)
-
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Yield whether no other worker does it just now."""
-        lock = os.open(self._site.settings.state / "upkeep.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-            except BlockingIOError:
-                alone = False
-            yield alone
-        finally:
-            os.close(lock)
 
     def sweep(self) -> None:
         """Remove pixels and leases whose time is over, and what a crash left behind, where it is time to look."""

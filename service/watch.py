@@ -249,7 +249,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     settings = read_settings()
     if options.failures or options.replay is not None:
-        store = Store(settings.database)
+        store = Store(settings.store)
         try:
             arrivals = Arrivals(store)
             if options.failures:
@@ -262,13 +262,15 @@ def main(argv: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with only_one(settings.state, "watch"):  # two would do everything twice
-        archive, site = Archive(settings), Site(settings)
-        watch = Watch(site, archive)
-        try:
-            watch.run(stop, once=options.once)
-            return 1 if options.once and Arrivals(site.store).failures() else 0
-        finally:
-            watch.close()
-            archive.close()
-            site.close()
+    archive, site = Archive(settings), Site(settings)
+    try:
+        with only_one(site.store, "watch"):  # two would do everything twice
+            watch = Watch(site, archive)
+            try:
+                watch.run(stop, once=options.once)
+            finally:
+                watch.close()
+        return 1 if options.once and Arrivals(site.store).failures() else 0
+    finally:
+        archive.close()
+        site.close()

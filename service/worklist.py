@@ -86,11 +86,12 @@ class Worklist:
 
     def counts(self, model_name: str, model_sha256: str) -> dict[str, int]:
         """Return the numbers of a :class:`service.loop_schemas.Worklist`."""
-        scored = items.c.model_sha256 == model_sha256
-        held = sa.exists().where(leases.c.item_id == items.c.id, leases.c.until > time.time())
-        query = sa.select(items.c.state, scored, held, sa.func.count()).where(items.c.model_name == model_name)
+        scored = (items.c.model_sha256 == model_sha256).label("scored")
+        held = sa.exists().where(leases.c.item_id == items.c.id, leases.c.until > time.time()).label("held")
+        each = sa.select(items.c.state, scored, held).where(items.c.model_name == model_name).subquery()
+        query = sa.select(each, sa.func.count()).group_by(*each.c)
         with self._store.reading() as connection:
-            rows = connection.execute(query.group_by(items.c.state, scored, held)).all()
+            rows = connection.execute(query).all()
         counts = dict.fromkeys((*STATES, "leased", "waiting_for_scores"), 0)
         for state, current, leased, number in rows:
             if state in WAITING and not current:

@@ -27,6 +27,8 @@ DOORS = {
     "sqlalchemy": {
         "service/audit.py",
         "service/backup.py",
+        "service/database.py",
+        "service/dialects.py",
         "service/erasure.py",
         "service/health.py",
         "service/intake.py",
@@ -44,13 +46,15 @@ DOORS = {
         "service/sessions.py",
         "service/tables.py",
     },
-    "sqlite3": {"service/store.py"},
-    "alembic": {"service/store.py", "service/migrations/env.py"},
+    "sqlite3": {"service/database.py"},
+    "alembic": {"service/database.py", "service/migrations/env.py"},
     "onnxruntime": {"models/predictor.py"},
     "requests": set(),
     "cryptography": {"models/signature.py"},
     "pynetdicom": {"service/dimse.py"},
     "httpx": {"service/dicomweb.py"},
+    "ray": {"service/score_ray.py"},
+    "pyarrow": {"service/score_rows.py"},
     "urllib.request": set(),
     "http.client": set(),
     "pickle": set(),
@@ -140,7 +144,8 @@ def environment_readers(tree: Path) -> set[str]:
 
 def test_only_the_settings_read_the_environment(tree: Path) -> None:
     # PROMETHEUS_MULTIPROC_DIR is set by BentoML for prometheus_client, which telemetry wraps.
-    assert environment_readers(ROOT) == {"service/settings.py", "service/telemetry.py"}
+    # Ray is told by variables alone not to report its use, and where to listen: service/score.py sets them.
+    assert environment_readers(ROOT) == {"service/settings.py", "service/telemetry.py", "service/score.py"}
     with (tree / "service" / "store.py").open("a") as out:
         out.write("\nimport os\nos.environ.get('HOME')\n")
     assert "service/store.py" in environment_readers(tree)
@@ -159,7 +164,7 @@ def test_no_other_distribution_owns_the_names() -> None:
 def undeclared(tree: Path) -> set[str]:
     """Return the distributions that models and service import and pyproject.toml does not ask for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["cpu"], *project["optional-dependencies"]["dimse"]]
+    asked = [*project["dependencies"], *(one for extra in ("cpu", "dimse", "score") for one in project["optional-dependencies"][extra])]
     declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in asked}
     owners = metadata.packages_distributions()
     tops = {module.split(".")[0] for file, module in imported(tree) if "networks" not in file} - set(ROOMS)
@@ -180,7 +185,8 @@ def test_one_that_is_not_is_seen(tree: Path) -> None:
 
 def test_the_bento_asks_for_the_same() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in project["dependencies"]} | {"onnxruntime"}
+    asked = [*project["dependencies"], *project["optional-dependencies"]["postgresql"]]
+    declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in asked} | {"onnxruntime"}
     listed = re.findall(r"^    - ([\w-]+)==", (ROOT / "bentofile.cpu.yaml").read_text(), re.MULTILINE)
     assert {name.lower() for name in listed} == declared
 

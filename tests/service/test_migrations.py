@@ -18,7 +18,8 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 
 from models.errors import Refusal
-from service.store import MIGRATIONS, Store
+from service.database import MIGRATIONS
+from service.store import Store
 
 CARD = '{"name": "tiny"}'
 

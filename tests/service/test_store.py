@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from models.predictor import Predictor
 from models.triage import Judgement
-from service.store import MIGRATIONS, Store, Stored, result_id
+from service.database import MIGRATIONS
+from service.store import Store, Stored, result_id
 from service.tables import metadata
 
 ACCEPT = Judgement("accept", ("within_limits",))
@@ -119,7 +120,7 @@ def test_processes_that_start_at_once_migrate_once(file: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert ask(file, "SELECT version_num FROM alembic_version") == [("0008",)]
+    assert ask(file, "SELECT version_num FROM alembic_version") == [("0010",)]
 
 
 def old_schema(file: Path) -> None:
@@ -159,7 +160,7 @@ def test_an_old_database_keeps_its_results(file: Path, row: Any, predictor: Pred
     assert found.result["segmentation"] is None
     assert store.record(row(4), None, LIMITS, by_reuse) == (False, ACCEPT)
     store.close()
-    assert ask(file, "SELECT version_num FROM alembic_version") == [("0008",)]
+    assert ask(file, "SELECT version_num FROM alembic_version") == [("0010",)]
 
 
 def test_opening_again_changes_nothing(store: Store, file: Path, row: Any) -> None:
@@ -194,7 +195,7 @@ def test_migrations_lead_to_the_tables_in_the_code(store: Store, file: Path, tmp
         *("models", "results", "instances", "verdicts"),
         *("pacs_positions", "pacs_instances", "pacs_objects"),
         *("kept_images", "items", "leases", "skips", "labels", "promotions", "comparisons"),
-        *("sessions", "audit", "site_health"),
+        *("sessions", "audit", "site_health", "station_health"),
     }
 
 

@@ -64,7 +64,7 @@ def test_a_full_disk_is_told_and_loses_nothing(store: Store, file: Path, row: An
 
 
 def test_a_locked_database_is_told(store: Store, file: Path, row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.store.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("service.database.BUSY_SECONDS", 0.1)
     impatient = Store(file)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

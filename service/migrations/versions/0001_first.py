@@ -8,6 +8,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+NUMBER = sa.Integer().with_variant(sa.BigInteger, "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -40,7 +42,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "instances",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("sop_instance_uid", sa.String(64), nullable=False),
         sa.Column("image_sha256", sa.String(64), nullable=False),
         sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False),
@@ -48,7 +50,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "verdicts",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("result_id", sa.String(64), sa.ForeignKey("results.id"), nullable=False, index=True),
         sa.Column("sop_instance_uid", sa.String(64), nullable=False),
         sa.Column("triage_sha256", sa.String(64), nullable=False),

@@ -8,6 +8,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+NUMBER = sa.Integer().with_variant(sa.BigInteger, "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -23,7 +25,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "items",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("image_sha256", sa.String(64), sa.ForeignKey("kept_images.image_sha256"), nullable=False),
         sa.Column("model_name", sa.String(64), nullable=False),
         sa.Column("result_id", sa.String(64), sa.ForeignKey("results.id"), nullable=False),
@@ -39,24 +41,24 @@ def upgrade() -> None:
     op.create_index("ix_items_model_name_state", "items", ["model_name", "state"])
     op.create_table(
         "leases",
-        sa.Column("item_id", sa.Integer, sa.ForeignKey("items.id"), primary_key=True),
+        sa.Column("item_id", NUMBER, sa.ForeignKey("items.id"), primary_key=True),
         sa.Column("reader", sa.String(64), primary_key=True),
         sa.Column("lease_id", sa.String(64), nullable=False, unique=True),
         sa.Column("until", sa.Float, nullable=False),
     )
     op.create_table(
         "skips",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("item_id", sa.Integer, sa.ForeignKey("items.id"), nullable=False, index=True),
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
+        sa.Column("item_id", NUMBER, sa.ForeignKey("items.id"), nullable=False, index=True),
         sa.Column("reader", sa.String(64), nullable=False),
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_table(
         "labels",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("label_id", sa.String(64), nullable=False, unique=True),
-        sa.Column("item_id", sa.Integer, sa.ForeignKey("items.id"), index=True),
+        sa.Column("item_id", NUMBER, sa.ForeignKey("items.id"), index=True),
         sa.Column("result_id", sa.String(64), sa.ForeignKey("results.id"), nullable=False),
         sa.Column("image_sha256", sa.String(64), nullable=False, index=True),
         sa.Column("model_sha256", sa.String(64), nullable=False),
@@ -72,7 +74,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "promotions",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("model_name", sa.String(64), nullable=False, index=True),
         sa.Column("model_sha256", sa.String(64), nullable=False),
         sa.Column("role", sa.String(16), nullable=False),

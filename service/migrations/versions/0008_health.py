@@ -8,13 +8,15 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
+NUMBER = sa.Integer().with_variant(sa.BigInteger, "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
         "site_health",
         sa.Column("site", sa.String(64), primary_key=True),
         sa.Column("model_sha256", sa.String(64), sa.ForeignKey("models.sha256"), primary_key=True),
-        sa.Column("last_verdict_id", sa.Integer, nullable=False),
+        sa.Column("last_verdict_id", NUMBER, nullable=False),
         sa.Column("loss_counts", sa.JSON, nullable=False),
         sa.Column("domain_counts", sa.JSON, nullable=False),
         sa.Column("loss_sum", sa.Float, nullable=False),
