@@ -27,6 +27,7 @@ from service.health import Health
 from service.items import Draft
 from service.lineup import Lineup, Served
 from service.loop import Loop
+from service.origins import Origin, Origins
 from service.pseudonyms import Whose
 from service.schemas import Extras, Heatmap, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
@@ -56,6 +57,7 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.proxy = Proxy.read(settings)
+        self.origins = Origins(settings)
         self.access = Access.read(settings.tokens, settings.rate_limit_per_minute, proxied=self.proxy is not None)
         self.telemetry = Telemetry()
         self.store = Store(settings.database)
@@ -161,7 +163,7 @@ class Site:
         else:
             stored = self._segment(predictor, served.row, image, notes, stored, None, started)
         draft = Draft(image.sha256, predictor.card.name, image.rows, image.columns, None, {}, patient, site, always=True)
-        self._record(stored, served, _uid(image), draft, site, None, scored_again=True)
+        self._record(stored, served, _uid(image), draft, Origin(site), None, scored_again=True)
 
     def _draft(
         self, body: bytes, image: Image, stored: Stored, served: Served, uid: str | None, known: Judgement | None, site: str
@@ -187,14 +189,15 @@ class Site:
             or analysis.draft is not None
             or (whose is not None and self.store.restated(analysis.uid, analysis.image.sha256, whose))
         ):
-            judgement = self._record(analysis.stored, analysis.served, analysis.uid, analysis.draft, analysis.site, whose)
+            origin = self.origins.of(analysis.site, analysis.image)
+            judgement = self._record(analysis.stored, analysis.served, analysis.uid, analysis.draft, origin, whose)
         if analysis.known is not None:
             self.telemetry.repeated.labels(analysis.served.predictor.card.name).inc()
         self.shadow.offer(Job(analysis.upload.body, analysis.region, analysis.served, analysis.stored, judgement))
         if analysis.refused is not None:
             raise analysis.refused
-        card = analysis.served.predictor.card
-        return Reply(analysis.stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
+        stored, card = analysis.stored, analysis.served.predictor.card
+        return Reply(stored, card, analysis.uid, judgement, analysis.extras, analysis.media_type)
 
     def served(self, model: str | None) -> Served:
         """Return the current package of a model name; None is the default.
@@ -263,7 +266,7 @@ class Site:
         served: Served,
         uid: str | None,
         draft: Draft | None,
-        site: str,
+        origin: Origin,
         whose: Whose | None,
         *,
         scored_again: bool = False,
@@ -276,7 +279,7 @@ class Site:
                 uid,
                 served.limits_sha256,
                 lambda reused: judge(prediction, limits, [*notes, "uid_reused"] if reused else notes),
-                site,
+                origin,
                 then,
                 scored_again,
                 whose,
@@ -284,8 +287,6 @@ class Site:
         self.telemetry.store.observe(time.perf_counter() - started)
         name = served.predictor.card.name
         if new and not scored_again:
-            self.telemetry.loss_percentile.labels(name).observe(prediction.loss_percentile)
-            self.telemetry.domain_percentile.labels(name).observe(prediction.domain_percentile)
             for reason in judgement.reasons:
                 self.telemetry.verdicts.labels(name, judgement.verdict, reason).inc()
         return judgement

@@ -18,6 +18,7 @@ def measure_archive(site: Site) -> None:
 
 
 def measure_sites(site: Site) -> None:
-    """Show the health of every site, of the packages that answer."""
+    """Show the health of every configured site and station, of the packages that answer."""
     packages = [served.predictor.sha256 for served in site.lineup.current.values()]
-    site.telemetry.sites.show(site.health.rows(packages), site.health.confirmed(packages))
+    rows = [row for row in site.health.rows(packages) if site.origins.shows(row.site, row.station)]
+    site.telemetry.sites.show(rows, site.health.confirmed(packages))

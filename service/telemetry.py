@@ -28,7 +28,6 @@ TIMED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "/v1/results/{result_i
 """Routes whose duration is measured: those that wait for an image or for the store; of the others it would say nothing."""
 CODED = frozenset({"/v1/predict", "/v1/dicomweb/studies", "none"})
 """Routes of images, and paths that are no route: their answers are counted by status and code, the others' by less."""
-PERCENTILES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 100.0)
 
 MISSED = ("full", "disk", "too_large", "failed")
 """Why a scan that should have become an item did not."""
@@ -67,8 +66,6 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "overread_candidate_findings_total": ("The same images, by whether it found the same.", ("model", "same")),
     "overread_candidate_missed_total": ("Images that a candidate did not predict, and why.", ("model", "reason")),
-    "overread_loss_percentile": ("Percentile of predicted loss in the calibration set.", ("model",)),
-    "overread_domain_percentile": ("Percentile of domain distance in the calibration set.", ("model",)),
     "overread_verdicts_total": ("Verdicts on new results, once for each reason.", ("model", "verdict", "reason")),
     "overread_repeated_results_total": ("Answers given from the store.", ("model",)),
     "overread_pacs_oldest_waiting_seconds": ("How long the instance has waited that waits longest.", ()),
@@ -79,6 +76,16 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "overread_drift_statistic": ("Evidence that a site's scans have changed; an alarm from 1,000,000 on.", ("site", "model")),
     "overread_drift_scans": ("Scans that the drift test has seen since it began.", ("site", "model")),
     "overread_drift_alarm": ("1 from an alarm of the drift test until it begins anew, else 0.", ("site", "model")),
+    "overread_station_scans_total": ("Scans of a station by their verdict.", ("site", "station", "model", "verdict")),
+    "overread_station_percentile_points_total": (
+        "Sum of a station's percentiles of predicted loss and of domain distance: divided by its scans, their mean.",
+        ("site", "station", "model", "score"),
+    ),
+    "overread_station_beyond_total": (
+        "Scans of a station beyond the 95th percentile of the calibration set: 5 of 100 on images like those.",
+        ("site", "station", "model", "score"),
+    ),
+    "overread_station_drift_alarm": ("As overread_drift_alarm, of a station's scans alone.", ("site", "station", "model")),
     "overread_accepted_labels": ("Accepted scans, drawn at random, that have a label.", ("site", "model")),
     "overread_accepted_error_ratio": (
         "Share of them that the label contradicts, and its 95% interval.",
@@ -139,8 +146,6 @@ class Telemetry:
         self.candidate_verdicts = self._counter("overread_candidate_verdicts_total")
         self.candidate_findings = self._counter("overread_candidate_findings_total")
         self.candidate_missed = self._counter("overread_candidate_missed_total")
-        self.loss_percentile = self._histogram("overread_loss_percentile", PERCENTILES)
-        self.domain_percentile = self._histogram("overread_domain_percentile", PERCENTILES)
         self.verdicts = self._counter("overread_verdicts_total")
         self.repeated = self._counter("overread_repeated_results_total")
         self.pacs_waiting = self._gauge("overread_pacs_oldest_waiting_seconds", "livemostrecent")
@@ -209,13 +214,16 @@ class Sites:
         self._confirmed: dict[tuple[str, str], Confirmed] = {}
 
     def show(self, rows: list[SiteHealth], confirmed: dict[tuple[str, str], Confirmed]) -> None:
-        """Take rows, and what labels say of their sites and packages."""
+        """Take rows of sites and of stations, and what labels say of sites and packages."""
         self._rows, self._confirmed = rows, confirmed
 
     def collect(self) -> list[Metric]:
         """Return the families."""
         found = {name: self._family(name) for name, (_, labels) in METRICS.items() if "site" in labels}
         for row in self._rows:
+            if row.station:
+                self._add_station(found, row)
+                continue
             key = [row.site, row.model]
             for name, counts, total in (("loss", row.loss, row.loss_sum), ("domain", row.domain, row.domain_sum)):
                 buckets = list(zip([*map(str, SITE_PERCENTILES), "+Inf"], counts, strict=True))
@@ -231,6 +239,17 @@ class Sites:
             for bound, value in bounds.items():
                 found["overread_accepted_error_ratio"].add_metric([*key, bound], value)
         return list(found.values())
+
+    @staticmethod
+    def _add_station(found: dict[str, Any], row: SiteHealth) -> None:
+        """Add a station: less than a site has, for there are more of them, and each name is a series (:mod:`service.origins`)."""
+        key = [row.site, row.station, row.model]
+        for verdict, number in row.verdicts.items():
+            found["overread_station_scans_total"].add_metric([*key, verdict], number)
+        for score, counts, total in (("loss", row.loss, row.loss_sum), ("domain", row.domain, row.domain_sum)):
+            found["overread_station_percentile_points_total"].add_metric([*key, score], total)
+            found["overread_station_beyond_total"].add_metric([*key, score], counts[-1] - counts[-2])
+        found["overread_station_drift_alarm"].add_metric(key, int(row.drift.alarm_at is not None))
 
     def _family(self, name: str) -> Any:
         text, names = METRICS[name]

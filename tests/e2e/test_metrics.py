@@ -19,8 +19,10 @@ from service.access import ACCESS
 from service.arrivals import STATES
 from service.items import STATES as ITEM_STATES
 from service.openapi import document
-from service.telemetry import METRICS, MISSED, PERCENTILES, RESCORED, SECONDS, SITE_PERCENTILES, TIMED, counted
+from service.origins import MORE_STATIONS, STATIONS_A_SITE
+from service.telemetry import METRICS, MISSED, RESCORED, SECONDS, SITE_PERCENTILES, TIMED, counted
 from service.wall import IMAGE_TYPES as MEDIA_TYPES
+from tests.conftest import ROOT
 
 MOST, MOST_OF_A_SITE = 300, 40
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "PROPFIND", "TRACE"]
@@ -77,7 +79,7 @@ def test_even_everything_at_once_stays_below_the_bound() -> None:
                 told = item["description"]
                 codes = told.removeprefix("One of the codes ").rstrip(".").split(", ") if told.startswith("One of") else ["ok"]
                 answers |= {counted(route, int(status), code) for code in codes}
-    seconds, percentiles = len(SECONDS) + 3, len(PERCENTILES) + 3  # and the bucket +Inf, the sum, the count
+    seconds = len(SECONDS) + 3  # and the bucket +Inf, the sum, the count
     kinds = {
         "overread_requests_total": len(answers),
         "overread_request_duration_seconds": len(TIMED) * seconds,
@@ -94,18 +96,30 @@ def test_even_everything_at_once_stays_below_the_bound() -> None:
         "overread_candidate_verdicts_total": 9,
         "overread_candidate_findings_total": 2,
         "overread_candidate_missed_total": 3,
-        "overread_loss_percentile": percentiles,
-        "overread_domain_percentile": percentiles,
         "overread_verdicts_total": 2 * len(REASONS),  # a reason may stand under review and under refuse
     }
     of_sites = {name for name, (_, labels) in METRICS.items() if "site" in labels}
     single = set(METRICS) - set(kinds) - of_sites
     assert {labels for name, (_, labels) in METRICS.items() if name in single} <= {(), ("model",)}
     assert {route for _, route in ACCESS} >= TIMED
-    assert sum(kinds.values()) + len(single) <= MOST
+    of_stations = {name for name in of_sites if "station" in METRICS[name][1]}
+    of_sites -= of_stations
     # Of the families of a site, two are histograms, one has the verdicts and one the bounds of an estimate
     assert {METRICS[name][1][2:] for name in of_sites} == {(), ("verdict",), ("bound",)}
-    assert 2 * (len(SITE_PERCENTILES) + 3) + 3 + 3 + len(of_sites) - 4 <= MOST_OF_A_SITE
+    a_site = 2 * (len(SITE_PERCENTILES) + 3) + 3 + 3 + len(of_sites) - 4
+    # Of those of a station, one has the verdicts and two the scores
+    assert {METRICS[name][1][3:] for name in of_stations} == {(), ("verdict",), ("score",)}
+    a_station = 3 + 2 * 2 + len(of_stations) - 3
+    without = sum(kinds.values()) + len(single) + a_site + MORE_STATIONS * a_station  # scans without a site are always there
+    assert without <= MOST
+    assert a_site + STATIONS_A_SITE * a_station <= MOST_OF_A_SITE
+    # What the page says of it
+    of_model = {name for name in single if METRICS[name][1] == ("model",)}
+    a_model = len(of_model) + sum(number for name, number in kinds.items() if "model" in METRICS[name][1])
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for told in (f": {without - a_site - a_station} that have", f" {a_site} of each site", f" {a_station} of each station"):
+        assert told in page
+    assert f"sites and stations, and {a_model} that have no site" in page
 
 
 def total(series: dict[str, float], name: str) -> float:

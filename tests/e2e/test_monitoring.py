@@ -96,7 +96,7 @@ def watched(start_server: Any, package: Path, tmp_path_factory: pytest.TempPathF
     Desk(settings, store).try_beside(write(folder / "second", "1.1.0"), "")
     Arrivals(store).note([], Position(0, ""))  # a watch was here
     store.close()
-    names = {"OVERREAD_SITES": "east,west", "OVERREAD_KEEP_RANDOM_SHARE": "0"}
+    names = {"OVERREAD_SITES": "east,west", "OVERREAD_STATIONS": "east=CT1", "OVERREAD_KEEP_RANDOM_SHARE": "0"}
     server = start_server(DEFAULT_MODEL, package, state=state, **names)
     prometheus = Prometheus(folder, server.url)
     yield server, prometheus
@@ -151,11 +151,16 @@ def test_the_same_hospital_raises_none_in_5000_images(swapped: int, watched: tup
         assert replay(calibration, drawn, seed).alarm_at is None
 
 
-def test_every_panel_of_the_dashboard_has_series(swapped: int, watched: tuple[Any, Prometheus], draw: Any) -> None:
+def test_every_panel_of_the_dashboard_has_series(
+    swapped: int, watched: tuple[Any, Prometheus], draw: Any, draw_dicom: Any
+) -> None:
     assert swapped
     server, prometheus = watched
     headers = {"content-type": "image/png"}
     assert httpx.post(f"{server.url}/v1/predict?model=tiny", content=draw(1), headers=headers, timeout=60).status_code == 200
+    url, headers = f"{server.url}/v1/predict?model=tiny&site=east", {"content-type": "application/dicom"}
+    for seed, name in enumerate(("CT1", "CANARY")):
+        assert httpx.post(url, content=draw_dicom(seed, StationName=name), headers=headers, timeout=60).status_code == 200
     dashboard = json.loads((ROOT / "deploy" / "grafana" / "overread.json").read_text())
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
@@ -163,3 +168,4 @@ def test_every_panel_of_the_dashboard_has_series(swapped: int, watched: tuple[An
         for target in panel["targets"]:
             wait(lambda query=target["expr"]: prometheus.series(query), f"{panel['title']} shows nothing")  # type: ignore[misc]
     assert prometheus.series("overread_such_a_metric_is_not") == []
+    assert {found["metric"]["station"] for found in prometheus.series("overread_station_drift_alarm")} == {"CT1"}

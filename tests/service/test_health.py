@@ -16,6 +16,7 @@ from models.triage import Judgement
 from service import health as module
 from service.audit import Audit
 from service.health import Health, main
+from service.origins import Origin
 from service.store import Store
 from tests.service.scans import ALL, NONE, Reader, ask, scan
 
@@ -27,12 +28,14 @@ def put(store: Store, row: Any) -> Any:
     """Return a function that commits scans of these raw scores: ``put(scores, site, start)``."""
     pattern = row(1)
 
-    def put(scores: Any, site: str = "", start: int = 0, judgement: Judgement = ACCEPT, **more: Any) -> None:
+    def put(
+        scores: Any, site: str = "", start: int = 0, judgement: Judgement = ACCEPT, *, station: str = "", **more: Any
+    ) -> None:
         for number, (loss, domain) in enumerate(scores, start):
             values = {"loss_score": float(loss), "domain_distance": float(domain)}
             values |= {"loss_percentile": 100.0 * min(1.0, float(loss) / 4), "domain_percentile": 100.0 * min(1.0, float(domain))}
             key = hashlib.sha256(f"{site}:{number}".encode()).hexdigest()
-            store.record(pattern | values | {"id": key}, None, "1" * 64, lambda _: judgement, site, **more)
+            store.record(pattern | values | {"id": key}, None, "1" * 64, lambda _: judgement, Origin(site, station), **more)
 
     return put
 
@@ -47,7 +50,7 @@ def test_each_scan_counts_once_in_the_row_of_its_site(store: Store, put: Any) ->
     put([(4.0, 2.0)], "west", judgement=REFUSE)
     put([(1.0, 0.25)], "west", 7, scored_again=True)
     put([(0.4, 0.1)], "east")  # the same result again
-    store.record(_stored(store), None, "2" * 64, lambda _: REFUSE, "east")  # and under other limits
+    store.record(_stored(store), None, "2" * 64, lambda _: REFUSE, Origin("east"))  # and under other limits
     assert health.advance() == 4
     assert health.advance() == 0
     east, west = health.rows()
@@ -134,6 +137,43 @@ def test_a_site_alarms_alone_and_begins_anew(
         main(["--restart", "north", "--model", "tiny"])
     noted = [row.split("\t")[2:5] for row in Audit(store).rows()]
     assert noted == [["command", "drift_restarted", predictor.sha256]]  # once: what was refused is not noted
+
+
+def test_a_station_is_counted_beside_its_site(store: Store, put: Any) -> None:
+    health = Health(store)
+    put([(0.4, 0.1), (3.96, 0.97)], "east", station="CT 1")
+    put([(1.6, 0.6)], "east", 2)
+    put([(1.6, 0.6)], "west", station="CT 1", judgement=REFUSE)
+    while health.advance():
+        pass
+    found = {(row.site, row.station): row for row in health.rows()}
+    assert list(found) == [("east", ""), ("east", "CT 1"), ("west", ""), ("west", "CT 1")]
+    assert [row.drift.seen for row in found.values()] == [3, 2, 1, 1]
+    assert found["east", "CT 1"].loss == [1, 1, 1, 1, 2]
+    assert found["east", "CT 1"].loss_sum == pytest.approx(10 + 99)
+    assert found["west", "CT 1"].verdicts == {"accept": 0, "review": 0, "refuse": 1}
+
+
+def test_one_station_alarms_and_begins_anew_alone(store: Store, put: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One scanner of two changes: its own test sees it, the other's does not."""
+    monkeypatch.setenv("OVERREAD_STATE", str(file.parent))
+    for number, station in enumerate(("CT1", "CT2")):
+        put(scores(number, REFERENCE + 50), "east", 1000 * number, station=station)
+    put(scores(2, 60, shift=1.5), "east", 2000, station="CT1")
+    health = Health(store)
+    while health.advance():
+        pass
+    assert [row.drift.alarm_at is None for row in health.rows() if row.station] == [False, True]
+    assert main([]) == 1
+    restart = ["--restart", "east", "--model", "tiny"]
+    assert main([*restart, "--station", "CT1"]) == 0
+    assert [row.drift.seen for row in health.rows()] == [2 * (REFERENCE + 50) + 60, 0, REFERENCE + 50]
+    with pytest.raises(module.Refusal, match="No scan"):
+        main([*restart, "--station", "CT3"])
+    assert main(restart) == 0
+    assert [row.drift.seen for row in health.rows()] == [0, 0, 0], "the site with its stations"
+    with pytest.raises(SystemExit):
+        main(["--station", "CT1"])
 
 
 def test_errors_are_estimated_from_labels_of_the_random_share_alone(make_site: Any, connect: Any) -> None:

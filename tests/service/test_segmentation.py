@@ -193,5 +193,5 @@ def test_metrics_know_both(caller: Any, draw: Any) -> None:
     text = caller.get("/metrics").text
     for name in ("tiny", "nuclei"):
         assert f'overread_inference_seconds_count{{model="{name}"}} 1.0' in text
-        assert f'overread_loss_percentile_count{{model="{name}"}} 1.0' in text
+        assert f'overread_verdicts_total{{model="{name}",' in text
     assert 'overread_repeated_results_total{model="nuclei"} 1.0' in text

@@ -19,8 +19,7 @@ import sqlalchemy as sa
 
 from models.predictor import Predictor
 from models.triage import Judgement
-from service.database import MIGRATIONS
-from service.store import Store, Stored, result_id
+from service.store import MIGRATIONS, Store, Stored, result_id
 from service.tables import metadata
 
 ACCEPT = Judgement("accept", ("within_limits",))

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.analysis import Site
 from service.telemetry import METRICS, Telemetry, logger
 from tests.service.packages import settled, write
+from tests.service.scans import scan
 
 CANARY = "CANARY^PATIENT"
 
@@ -23,15 +24,16 @@ def test_the_metrics_are_those_of_the_table(
     make_site: Callable[..., Site], connect: Callable[..., Any], draw: Any, desk: Any, tmp_path: Path
 ) -> None:
     desk.try_beside(write(tmp_path / "second", "1.1.0"), "")
-    site = make_site()
+    site = make_site(stations=("CT1",))
     caller = connect(site)
     caller.predict(draw(1))
     caller.predict(draw(1))
+    caller.predict(scan(1, StationName="CT1"), "application/dicom")
     caller.get("/nowhere")
     study = 'multipart/related; type="application/dicom"; boundary=edge'
     headers = {"content-type": study}
     caller.request("POST", "/v1/dicomweb/studies", content=b"--edge\r\n\r\nx\r\n--edge--\r\n", headers=headers)
-    settled(site, 1)
+    settled(site, 2)
     site.health.advance()
     text = caller.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
