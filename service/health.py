@@ -265,7 +265,7 @@ def main(argv: list[str]) -> int:
         parser.error("--restart and --model go together")
     if options.station is not None and options.restart is None:
         parser.error("--station goes with --restart")
-    store = Store(read_settings().database)
+    store = Store(read_settings().store)
     try:
         health = Health(store)
         if options.restart is not None:

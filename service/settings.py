@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from models.batch import DEFAULT_MODEL, ZOO
 from models.card import Percentile, Triage
 from models.errors import Refusal
+from service.server import DatabaseUrl, Server, read_secret
 
 if TYPE_CHECKING:
     from models.signature import PublicKey
@@ -39,9 +40,13 @@ def shipped_models() -> tuple[Path, ...]:
 class Settings(BaseModel):
     """How this site runs the service. Each field is the environment variable ``OVERREAD_<NAME>``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an address may hold a password
 
     state: Path = Field(Path(".overread"), description="Folder of the database and the tokens; created when missing.")
+    database_url: DatabaseUrl = Field(
+        SecretStr(""), description="Address of a PostgreSQL database, instead of the SQLite database in the state folder."
+    )
+    database_password_file: Path | None = Field(None, description="File that holds the password of that database.")
     models: Annotated[tuple[Path, ...], Field(min_length=1)] = Field(
         default_factory=shipped_models,
         description="Folders of model packages, separated by colons. The first is the default model.",
@@ -97,6 +102,9 @@ class Settings(BaseModel):
         15.0, description="How long a reader has an item to himself without renewing the lease."
     )
     readers: Annotated[int, Field(ge=1, le=2)] = Field(1, description="How many readers label each item: 1, or 2.")
+    blind_reading: Literal["none", "random", "all"] = Field(
+        "random", description="Items that the page shows without what the model says: none, those of the random share, or all."
+    )
     session_hours: Annotated[float, Field(gt=0, le=720, allow_inf_nan=False)] = Field(
         12.0, description="How long a session of the page lasts; then one signs in again."
     )
@@ -192,20 +200,19 @@ class Settings(BaseModel):
             ``config_invalid`` if it cannot be read or holds more than a line.
         """
         file: Path | None = getattr(self, name)
-        if file is None:
-            return ""
-        try:
-            text = file.read_text().strip()
-        except (OSError, ValueError) as error:
-            raise Refusal("config_invalid", f"{PREFIX}{name.upper()}: the file cannot be read.") from error
-        if not text or not text.isascii() or not text.isprintable():
-            raise Refusal("config_invalid", f"{PREFIX}{name.upper()}: the file must hold one line of ASCII.")
-        return text
+        return "" if file is None else read_secret(file, f"{PREFIX}{name.upper()}")
 
     @property
     def database(self) -> Path:
-        """File of the SQLite database."""
+        """File of the SQLite database, where there is no address of another one."""
         return self.state / "overread.sqlite3"
+
+    @property
+    def store(self) -> Path | Server:
+        """Where the database is; raises as :meth:`secret`."""
+        if not self.database_url.get_secret_value():
+            return self.database
+        return Server(self.database_url, SecretStr(self.secret("database_password_file")))
 
     @property
     def packages(self) -> Path:

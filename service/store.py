@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
-import alembic.util
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from models.batch import AnyPredictor
-from models.errors import Refusal
 from models.image import Box, Image
 from models.objects import Segmentation
 from models.postprocess import Prediction
 from models.triage import Judgement
+from service.database import coded, database_at
+from service.dialects import Insert, Upsert
 from service.origins import NOWHERE, Origin
 from service.pseudonyms import Whose
 from service.schemas import SegmentationRecord
 from service.segmentation import pack
+from service.server import Server
 from service.tables import instances, models, results, verdicts
+
+
+def _or_last_stated(made: Insert) -> Insert:
+    return made.on_conflict_do_update(
+        index_elements=["sop_instance_uid", "image_sha256"],
+        set_={name: made.excluded[name] for name in ("patient", "patient_number")},
+        where=instances.c.patient.is_distinct_from(made.excluded.patient),
+    )
+
 
 # Statements are built once: building them costs more than running them.
 _ADD_MODEL, _ADD_RESULT, _ADD_INSTANCE, _ADD_VERDICT = (
-    insert(table).on_conflict_do_nothing() for table in (models, results, instances, verdicts)
+    Upsert(table, lambda made: made.on_conflict_do_nothing()) for table in (models, results, instances, verdicts)
 )
-_NEW = insert(instances)
-_ADD_INSTANCE_OF = _NEW.on_conflict_do_update(
-    index_elements=["sop_instance_uid", "image_sha256"],
-    set_={name: _NEW.excluded[name] for name in ("patient", "patient_number")},
-    where=instances.c.patient.is_distinct_from(_NEW.excluded.patient),
-)
+_ADD_INSTANCE_OF = Upsert(instances, _or_last_stated)
+_NOTHING = sa.select(1)
 _RESULT = sa.select(results).where(results.c.id == sa.bindparam("key"))
 _MODEL = sa.select(models).where(models.c.sha256 == sa.bindparam("sha256"))
 _FIRST_IMAGE = (
@@ -52,9 +51,6 @@ _FIRST_IMAGE = (
     .order_by(instances.c.id)
     .limit(1)
 )
-
-MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -122,76 +118,32 @@ def model_row(predictor: AnyPredictor) -> dict[str, Any]:
     return {"sha256": predictor.sha256, "name": card.name, "version": card.version, "card": card.model_dump(mode="json")}
 
 
-@contextmanager
-def coded() -> Iterator[None]:
-    """Give a failure of the database or the disk a code: nothing was committed, so the caller may send the image again."""
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        name = getattr(error.orig, "sqlite_errorname", "")
-        code = "storage_full" if name == "SQLITE_FULL" else "storage_unavailable"
-        raise Refusal(code) from error
-    except sa.exc.TimeoutError as error:
-        raise Refusal("storage_unavailable") from error
-    except OSError as error:
-        raise Refusal("storage_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "storage_unavailable") from error
-
-
 class Store:
-    """The database of one site, SQLite in WAL mode with ``synchronous=FULL``. Thread-safe; workers may share the file.
+    """The database of one site. Thread-safe; what was written is on disk when it returns (:mod:`service.database`).
 
     Parameters
     ----------
-    file : Path
-        Created, with its folder, when missing; migrated to the newest schema.
+    where : Path or Server
+        SQLite's file, which is created when missing, or a PostgreSQL database; migrated to the newest schema.
 
     Raises
     ------
     Refusal
-        ``storage_full`` or ``storage_unavailable``.
+        ``storage_full`` or ``storage_unavailable``; ``config_invalid`` as :func:`service.database.database_at` says.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._reader = self._engine(file)
-        self._writer = self._engine(file)
-        sa.event.listen(self._writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-        # One writer at a time is SQLite's rule; waiting here is fair and quick, waiting in SQLite is polling.
+    def __init__(self, where: Path | Server) -> None:
+        self._database = database_at(where)
+        self._reader, self._writer = self._database.reader, self._database.writer
+        # One writer at a time is the rule; waiting here is fair and quick, and holds no connection.
         self._turn = threading.Lock()
         with coded():
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.touch(mode=0o600)  # SQLite gives its other files the same mode
-            file.chmod(0o600)
-            lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # several workers start at once
-                self._migrate()
-            finally:
-                os.close(lock)
+            self._database.migrate()
 
-    @staticmethod
-    def _engine(file: Path) -> sa.Engine:
-        # Every transaction ends with its block, so connections need no second rollback when they go back to the pool.
-        options = {"pool_size": 32, "max_overflow": 32, "pool_reset_on_return": None}
-        engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": BUSY_SECONDS}, **options)
-
-        @sa.event.listens_for(engine, "connect")
-        def _connect(connection: sqlite3.Connection, _: object) -> None:
-            # Transactions are begun by us; what is only read is one statement, or rows that never change.
-            connection.isolation_level = None
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-                connection.execute(f"PRAGMA {pragma}")
-
-        return engine
-
-    def _migrate(self) -> None:
-        config = alembic.config.Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with self._writer.begin() as connection:
-            config.attributes["connection"] = connection
-            try:
-                alembic.command.upgrade(config, "head")
-            except alembic.util.CommandError as error:
-                raise Refusal("storage_unavailable", "The database was written by a newer version.") from error
+    @property
+    def dialect(self) -> str:
+        """``sqlite`` or ``postgresql``."""
+        return self._reader.dialect.name
 
     def close(self) -> None:
         """Close every connection."""
@@ -210,10 +162,24 @@ class Store:
         with coded(), self._turn, self._writer.begin() as connection:
             yield connection
 
+    def claimed(self, name: str) -> AbstractContextManager[bool]:
+        """Tell, in a block, whether this process is the only one with the database that has claimed that name."""
+        return self._database.claimed(name)
+
+    def check(self) -> None:
+        """Ask the database for nothing; a failure is a :class:`Refusal`."""
+        with self.reading() as connection:
+            connection.execute(_NOTHING)
+
+    def rewrite(self) -> bool:
+        """Write the database anew, so that nothing removed is left in its files; return whether that was done."""
+        with coded():
+            return self._database.rewrite()
+
     def register(self, predictor: AnyPredictor) -> None:
         """Keep a loaded model's card, so that its results can be answered when it is no longer loaded."""
         with self.writing() as connection:
-            connection.execute(_ADD_MODEL, model_row(predictor) | {"first_loaded_at": datetime.now(UTC)})
+            _ADD_MODEL.run(connection, model_row(predictor) | {"first_loaded_at": datetime.now(UTC)})
 
     def find(self, key: str) -> Stored | None:
         """Return the result of that id, or None."""
@@ -281,18 +247,18 @@ class Store:
         """
         now = datetime.now(UTC)
         with self.writing() as connection:
-            made = connection.execute(_ADD_RESULT, {"created_at": now} | row)
+            made = _ADD_RESULT.run(connection, {"created_at": now} | row)
             judgement = judge(uid is not None and self._see(connection, uid, row["image_sha256"], now, whose))
             key = {"result_id": row["id"], "sop_instance_uid": uid or "", "triage_sha256": triage_sha256}
             values = key | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "created_at": now}
             values |= origin._asdict() | {"scored_again": scored_again}
-            if connection.execute(_ADD_VERDICT, values).rowcount == 0:
+            if _ADD_VERDICT.run(connection, values) == 0:
                 same = [verdicts.c[name] == value for name, value in key.items()]
                 stored = connection.execute(sa.select(verdicts.c.verdict, verdicts.c.reasons).where(*same)).one()
                 judgement = Judgement(stored.verdict, tuple(stored.reasons))
             if then is not None:
                 then(connection, judgement)
-        return made.rowcount == 1, judgement
+        return made == 1, judgement
 
     def reused(self, uid: str | None, image_sha256: str) -> bool:
         """Tell whether a SOP Instance UID came with another image before."""
@@ -313,8 +279,8 @@ class Store:
         """Note an instance and its patient as last stated, and tell whether its UID came with another image before."""
         seen = {"sop_instance_uid": uid, "image_sha256": image_sha256, "first_seen_at": now}
         if whose is None:
-            connection.execute(_ADD_INSTANCE, seen)
+            _ADD_INSTANCE.run(connection, seen)
         else:
-            connection.execute(_ADD_INSTANCE_OF, seen | {"patient": whose.patient, "patient_number": whose.number})
+            _ADD_INSTANCE_OF.run(connection, seen | {"patient": whose.patient, "patient_number": whose.number})
         first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one()
         return bool(first != image_sha256)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -22,6 +23,8 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+NUMBER = Integer().with_variant(BigInteger, "postgresql")
+"""Of rows: SQLite's integers have 64 bits anyhow, and a key has to be called INTEGER there to number rows."""
 
 models = Table(
     "models",
@@ -59,7 +62,7 @@ results = Table(
 instances = Table(
     "instances",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),  # the order in which instances were first seen
+    Column("id", NUMBER, primary_key=True, autoincrement=True),  # the order in which instances were first seen
     Column("sop_instance_uid", String(64), nullable=False),
     Column("image_sha256", String(64), nullable=False, index=True),
     Column("first_seen_at", DateTime(timezone=True), nullable=False),
@@ -71,7 +74,7 @@ instances = Table(
 verdicts = Table(
     "verdicts",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False, index=True),
     Column("sop_instance_uid", String(64), nullable=False),  # empty for pictures without a header
     Column("triage_sha256", String(64), nullable=False),
@@ -88,7 +91,7 @@ pacs_positions = Table(
     "pacs_positions",
     metadata,
     Column("id", Integer, primary_key=True),  # 1: a site watches one archive
-    Column("sequence", Integer, nullable=False),  # Orthanc's sequence number; of other archives the day, YYYYMMDD
+    Column("sequence", NUMBER, nullable=False),  # Orthanc's sequence number; of other archives the day, YYYYMMDD
     Column("anchor", String(64), nullable=False),  # what Orthanc's log holds at that number, to tell one log from another
     Column("updated_at", DateTime(timezone=True), nullable=False),
 )
@@ -96,7 +99,7 @@ pacs_positions = Table(
 pacs_instances = Table(
     "pacs_instances",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("reference", String(64), nullable=False, unique=True),  # Orthanc's identifier; of other archives the SOP Instance UID
     Column("study_uid", String(64), nullable=False),
     Column("series_uid", String(64), nullable=False),
@@ -114,8 +117,8 @@ pacs_instances = Table(
 pacs_objects = Table(
     "pacs_objects",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("instance_id", Integer, ForeignKey("pacs_instances.id"), nullable=False, index=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("instance_id", NUMBER, ForeignKey("pacs_instances.id"), nullable=False, index=True),
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False),
     Column("modality", String(16), nullable=False),
     Column("series_instance_uid", String(64), nullable=False),
@@ -140,7 +143,7 @@ kept_images = Table(
 items = Table(
     "items",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("image_sha256", String(64), ForeignKey("kept_images.image_sha256"), nullable=False),
     Column("model_name", String(64), nullable=False),
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False),
@@ -158,7 +161,7 @@ items = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("item_id", Integer, ForeignKey("items.id"), primary_key=True),
+    Column("item_id", NUMBER, ForeignKey("items.id"), primary_key=True),
     Column("reader", String(64), primary_key=True),
     Column("lease_id", String(64), nullable=False, unique=True),
     Column("until", Float, nullable=False),  # seconds since 1970
@@ -167,8 +170,8 @@ leases = Table(
 skips = Table(
     "skips",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("item_id", Integer, ForeignKey("items.id"), nullable=False, index=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("item_id", NUMBER, ForeignKey("items.id"), nullable=False, index=True),
     Column("reader", String(64), nullable=False),
     Column("reason", String(32), nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
@@ -177,9 +180,9 @@ skips = Table(
 labels = Table(
     "labels",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("label_id", String(64), nullable=False, unique=True),
-    Column("item_id", Integer, ForeignKey("items.id"), index=True),  # none for a label of a result that was not flagged
+    Column("item_id", NUMBER, ForeignKey("items.id"), index=True),  # none for a label of a result that was not flagged
     Column("result_id", String(64), ForeignKey("results.id"), nullable=False),  # what the reader was shown
     Column("image_sha256", String(64), nullable=False, index=True),
     Column("model_sha256", String(64), nullable=False),
@@ -197,7 +200,7 @@ labels = Table(
 promotions = Table(
     "promotions",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),  # the last row of a name and role is in force
+    Column("id", NUMBER, primary_key=True, autoincrement=True),  # the last row of a name and role is in force
     Column("model_name", String(64), nullable=False, index=True),
     Column("model_sha256", String(64), nullable=False),  # of the copy under state/packages; empty: none (a candidate withdrawn)
     Column("role", String(16), nullable=False),  # current, candidate
@@ -231,7 +234,7 @@ sessions = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("at", DateTime(timezone=True), nullable=False, index=True),
     Column("actor", String(64), nullable=False),  # the token's or the person's name, or the account that ran a command
     Column("role", String(16), nullable=False),  # service.access.ROLES, or service.audit.COMMAND
@@ -265,5 +268,5 @@ def _health(name: str, *more: Column[Any]) -> Table:
 
 
 # The largest number of all rows is how far was counted
-site_health = _health("site_health", Column("last_verdict_id", Integer, nullable=False))
+site_health = _health("site_health", Column("last_verdict_id", NUMBER, nullable=False))
 station_health = _health("station_health", Column("station", String(16), primary_key=True))

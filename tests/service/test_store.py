@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from models.predictor import Predictor
 from models.triage import Judgement
-from service.store import MIGRATIONS, Store, Stored, result_id
+from service.database import MIGRATIONS
+from service.store import Store, Stored, result_id
 from service.tables import metadata
 
 ACCEPT = Judgement("accept", ("within_limits",))
