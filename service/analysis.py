@@ -60,7 +60,7 @@ class Site:
         self.origins = Origins(settings)
         self.access = Access.read(settings.tokens, settings.rate_limit_per_minute, proxied=self.proxy is not None)
         self.telemetry = Telemetry()
-        self.store = Store(settings.database)
+        self.store = Store(settings.store)
         self.audit = Audit(self.store)
         self.access.check_sites(settings.sites)
         self.loop = Loop(settings, self.store, self.telemetry)
