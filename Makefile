@@ -6,7 +6,7 @@ PORT ?= 3000
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pictures pacs clean sbom audit third-party
+.PHONY: help serve test lint types contracts unit bento benchmark-smoke test-pacs test-page pictures pacs clean sbom audit third-party test-clean-root fuzz
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,7 +38,7 @@ contracts: .venv-dev/.done  ## Which part may import which
 
 # Two test processes share two cores, so that neither may start threads of its own for numbers; what starts servers, kills
 # them or drives a browser runs one test at a time.
-SPREAD = tests/benchmarks tests/contract tests/models tests/service tests/training
+SPREAD = tests/benchmarks tests/contract tests/fuzz tests/models tests/service tests/training
 unit: .venv/.done .venv-dev/.done  ## The tests alone
 	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n 2 --dist loadfile $(SPREAD)
 	.venv-dev/bin/pytest $(addprefix --ignore=,$(SPREAD))
@@ -60,6 +60,17 @@ test-long: $(LONG_ROWS) .venv/.done .venv-dev/.done  ## The long figures of docs
 $(LONG_ROWS): test-long-%: .venv/.done .venv-dev/.done
 	env $(filter OVERREAD_%,$(LONG_$*)) .venv-dev/bin/pytest --timeout 0 -m '' $(filter %.py,$(LONG_$*))
 
+# Its wheels are for Linux alone, and no test needs it.
+.venv-fuzz/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,fuzz]'
+	touch $@
+
+TARGET ?= image
+SECONDS ?= 600
+fuzz: .venv-fuzz/.done  ## Search for damage that is not refused, led by coverage (TARGET=image|form|related, SECONDS, DATA=folder)
+	PYTHONPATH=. .venv-fuzz/bin/python -W ignore tests/fuzz/fuzz.py $(TARGET) --seconds $(SECONDS) $(if $(DATA),--data $(DATA))
+
 test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
 	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py tests/e2e/test_pacs_many.py tests/e2e/test_pacs_slides.py tests/e2e/test_receive.py
 
@@ -74,6 +85,9 @@ pacs: .venv/.done  ## Orthanc, the service and the watch together on loopback, w
 
 bento: .venv/.done  ## Build the Bento for machines without a GPU
 	.venv/bin/bentoml build -f bentofile.cpu.yaml
+
+test-clean-root:  ## The README on a bare Debian in a folder; needs root, debootstrap and the registries, and is no part of make test
+	$(PYTHON) -m tests.clean_root.run
 
 sbom: .venv/.done .venv-dev/.done  ## What serving runs, as CycloneDX: build/sbom.cdx.json
 	mkdir -p build
@@ -90,4 +104,4 @@ benchmark-smoke: .venv/.done .venv-dev/.done  ## Every benchmark in its shortest
 	.venv-dev/bin/pytest -q tests/e2e/test_benchmarks.py
 
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-dev .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dev .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

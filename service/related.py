@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -10,6 +11,20 @@ from python_multipart.multipart import MultipartParser
 from models.errors import Refusal
 
 RELATED = "multipart/related"
+
+
+def silent_parser(boundary: bytes, callbacks: Any) -> MultipartParser:
+    """Return a parser of a multipart body that logs nothing: its lines quote the body, and a caller could cause any number.
+
+    Raises
+    ------
+    FormParserError
+        If the boundary cannot be one.
+    """
+    library = logging.getLogger("python_multipart")
+    if library.level != logging.CRITICAL:  # setting a level empties every logger's cache
+        library.setLevel(logging.CRITICAL)
+    return MultipartParser(boundary, callbacks)
 
 
 class RelatedParts:
@@ -29,6 +44,11 @@ class RelatedParts:
         Parts that have begun.
     ended : bool
         Whether the last boundary was met.
+
+    Raises
+    ------
+    Refusal
+        ``bad_request`` for a boundary that cannot be one; RFC 2046 allows 70 bytes, and 256 are taken.
     """
 
     def __init__(self, boundary: bytes, limit: int, most: int) -> None:
@@ -50,7 +70,10 @@ class RelatedParts:
             "on_header_end": self._header_end,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = silent_parser(boundary, callbacks)
+        except FormParserError as error:
+            raise Refusal("bad_request", "The boundary of the multipart body cannot be one.") from error
 
     def write(self, data: bytes) -> list[tuple[str, bytes]]:
         """Take more of the body; return the (Content-Type, content) of each part that is complete now.

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from models.errors import Refusal
 from service.access import is_loopback
+from service.related import silent_parser
 
 IMAGE_TYPES = ("application/dicom", "image/png", "image/jpeg")
 FORM = "multipart/form-data"
@@ -155,7 +156,7 @@ def parse_form(body: bytes, boundary: bytes) -> Upload:
     """
     collected = _Parts()
     try:
-        parser = MultipartParser(boundary, collected.callbacks())
+        parser = silent_parser(boundary, collected.callbacks())
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
