@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -113,6 +114,15 @@ class Server:
         """TCP port that is listened on."""
         return int(self._server.server_address[1])
 
+    def answered(self, seconds: float) -> bool:
+        """Wait until whatever was decided is answered on its association, too; return whether it was."""
+        end = time.monotonic() + seconds
+        while any(cast(_Dimse, each.dimse).owes for each in self._ae.active_associations):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        return True
+
     def close(self) -> None:
         """Stop listening, and abort every association."""
         self._ae.shutdown()
@@ -123,7 +133,7 @@ def _answer(event: evt.Event, receive: Receive) -> Dataset:
     request = cast(C_STORE, event.request)
     instance, sop_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
     dimse = cast(_Dimse, event.assoc.dimse)
-    answer = Dataset()
+    answer, dimse.owes = Dataset(), True
     answer.Status, comment = receive(None if dimse.too_large else event.encoded_dataset(), sop_class, instance)
     if comment:
         answer.ErrorComment = comment
@@ -135,7 +145,7 @@ class _Dimse(DIMSEServiceProvider):
 
     def __init__(self, assoc: Association, limit: int) -> None:
         super().__init__(assoc)
-        self.too_large = False
+        self.too_large, self.owes = False, False
         self._limit, self._bytes, self._command_bytes, self._busy = limit, 0, 0, False
 
     def receive_primitive(self, primitive: P_DATA) -> None:
@@ -165,6 +175,7 @@ class _Dimse(DIMSEServiceProvider):
         """Answer; whoever was answered may ask again."""
         self._busy = False
         super().send_msg(primitive, context_id)
+        self.owes = False
 
 
 class _Socket(AssociationSocket):

@@ -35,6 +35,8 @@ SUCCESS, OUT_OF_RESOURCES, NO_MATCH, CANNOT_UNDERSTAND, NOT_FOR_THE_MODEL = 0x00
 AGAIN = frozenset({"overloaded", "deadline_exceeded", "not_ready", "storage_full", "storage_unavailable", "archive_unavailable"})
 """Codes that say nothing about the instance: the sender shall send it again."""
 STOP_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
+"""For the last answers to be handed to their associations, once everything that was under way is decided."""
 
 
 class Receiver:
@@ -183,7 +185,7 @@ def main(argv: list[str]) -> int:
             server = Server(settings, receiver)
             logger().info("receive_ready", extra={"fields": {"port": server.port}})
             stop.wait()
-            answered = receiver.stop()
+            answered = receiver.stop() and server.answered(ANSWER_SECONDS)
             server.close()
     finally:
         site.close()

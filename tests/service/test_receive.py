@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
 from pydicom.uid import UID
+from pynetdicom import AE
+from pynetdicom.dimse import DIMSEServiceProvider
 
 from models.dicom_syntaxes import SYNTAXES
 from models.errors import CODES, Refusal
@@ -181,6 +184,36 @@ def test_a_stop_waits_for_what_is_under_way(make: Any, archive: MemoryArchive) -
     assert receiver.stop(30)
     sender.join()
     assert states(receiver) == [(DONE, "", 1)]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_last_answer_is_sent_before_the_end(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    """An answer is decided a moment before it is on its way; the control ends in between."""
+    decided, answers = threading.Event(), []
+    send_msg = DIMSEServiceProvider.send_msg
+
+    def dawdle(self: Any, primitive: Any, context_id: int) -> None:
+        if getattr(primitive, "Status", None) is not None:
+            decided.set()
+            time.sleep(0.5)
+        send_msg(self, primitive, context_id)
+
+    monkeypatch.setattr(DIMSEServiceProvider, "send_msg", dawdle)
+    server = Server(Settings(dimse_port=0), lambda *_: (SUCCESS, ""))
+    data = pydicom.dcmread(io.BytesIO(chest(1)))
+    caller = AE("CALLER")
+    caller.add_requested_context(data.SOPClassUID, data.file_meta.TransferSyntaxUID)
+    association = caller.associate("127.0.0.1", server.port, ae_title="OVERREAD")
+    assert association.is_established
+    sender = threading.Thread(target=lambda: answers.append(association.send_c_store(data)))
+    sender.start()
+    assert decided.wait(30)
+    if waits:
+        assert not server.answered(0)
+        assert server.answered(30)
+    server.close()
+    sender.join()
+    assert [answer.get("Status") for answer in answers] == ([SUCCESS] if waits else [None])
 
 
 def test_codes_are_known() -> None:
