@@ -5,6 +5,7 @@ python benchmarks/adaptation.py --data FOLDER --scale small --work runs/benchmar
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import generalization, report
-from benchmarks.domain_training import Recipe, Run, outputs
+from benchmarks.domain_training import Method, Recipe, Run, outputs
 from benchmarks.domains import SOURCES, Domains, change, load, spec, to_tensor
 from benchmarks.generalization import METRIC, MOST, PLAIN, RECIPES, SEEDS, interval, score
 from models.errors import Refusal
@@ -68,13 +69,13 @@ def cells(scale: str) -> list[Cell]:
     ]
 
 
-def base(cell: Cell, data: Domains, recipe: Recipe, folder: Path) -> tuple[Classifier, LossPrediction]:
+def base(cell: Cell, data: Domains, recipe: Recipe, folder: Path, method: Method = BASE) -> tuple[Classifier, LossPrediction]:
     """Return the network to adapt: that of ``generalization.py`` where it was trained there, or else trained and kept."""
-    run = Run(data, BASE, recipe, cell.seed)
-    kept = folder / f"{generalization.Cell(cell.data, cell.target, BASE, cell.seed).key}.pt"
+    run = Run(data, method, recipe, cell.seed)
+    kept = folder / f"{generalization.Cell(cell.data, cell.target, method, cell.seed).key}.pt"
     if not kept.exists():
         run.train(data.split(cell.target, cell.seed)[0])
-        partial = kept.with_suffix(".part")
+        partial = kept.with_suffix(f".{os.getpid()}")  # another process may be at the same
         torch.save(run.state(), partial)
         partial.replace(kept)
     state = torch.load(kept, weights_only=True, map_location="cpu")
@@ -115,31 +116,46 @@ def material_of(cell: Cell, data: Domains, unlabelled: NDArray[np.int64]) -> Mat
     return Material(to_tensor(data.images[train]), data.labels[train], groups.tolist(), to_tensor(data.images[unlabelled]))
 
 
+def adapted(
+    cell: Cell, data: Domains, recipe: Recipe, scale: str, networks: tuple[Classifier, LossPrediction],
+    unlabelled: NDArray[np.int64], scratch: Path,
+) -> tuple[Classifier, list[dict[str, Any]] | None]:  # fmt: skip
+    """Return the network adapted by consistency, and its rounds; the network as it was, and None, where that is refused.
+
+    Parameters
+    ----------
+    scratch : Path
+        Receives the trainings of the rounds, from which an interrupted one goes on, and is removed in the end.
+    """
+    network, rounds = networks[0], None
+    try:
+        module, rounds = adapt(
+            networks, config_of(cell, data, recipe, scale), material_of(cell, data, unlabelled), scratch,
+            lambda images, generator: change(images, cell.data, True, generator),
+        )  # fmt: skip
+        network = module.classifier
+    except Refusal:  # nothing to learn from: the network stays as it is, as it would at a hospital
+        pass
+    shutil.rmtree(scratch, ignore_errors=True)
+    return network, rounds
+
+
 def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path) -> dict[str, Any]:
     """Return the line of one cell: the score on test images of the target, and of the pseudo-labels of each round."""
     started = time.process_time()
     network, head = base(cell, data, recipe, folder)
     unlabelled, test = halves(data, data.split(cell.target, cell.seed)[2], cell.seed)
-    rounds: list[dict[str, Any]] = []
-    refused = False
+    rounds: list[dict[str, Any]] | None = []
     if cell.method == ADABN:
         adapt_statistics(network, in_batches(to_tensor(data.images[unlabelled])))
     elif cell.method != SOURCE_ONLY:
         scratch = folder / f"adaptation-{cell.key}"
-        try:
-            module, rounds = adapt(
-                (network, head), config_of(cell, data, recipe, scale), material_of(cell, data, unlabelled), scratch,
-                lambda images, generator: change(images, cell.data, True, generator),
-            )  # fmt: skip
-            network = module.classifier
-        except Refusal:  # nothing to learn from: the network stays as it is, as it would at a hospital
-            refused = True
-        shutil.rmtree(scratch, ignore_errors=True)
+        network, rounds = adapted(cell, data, recipe, scale, (network, head), unlabelled, scratch)
     logits = outputs(network, data.images[test])[0]
     return {
         "key": cell.key, "data": cell.data, "target": cell.target, "method": cell.method, "seed": cell.seed,
         "score": score(cell.data, logits, data.labels[test]), "unlabelled": len(unlabelled), "n": len(test),
-        "rounds": rounds, "refused": refused,
+        "rounds": rounds or [], "refused": rounds is None,
         "cpu_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
 

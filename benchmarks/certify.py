@@ -257,10 +257,9 @@ def main() -> None:
     rows: list[Row] = []
     for population in xrays(options.data, cache, options.model, every) + drawings(options.data, cache, most):
         for labels in LABELS:
-            for arm in ARMS:
-                rows += replay(population, arm, labels, resamples)
-            rows.append(promises(population, labels, resamples))
-            print(population.name, labels, " ".join(f"{row['coverage']:.3f}" for row in rows[-9:-1]), flush=True)
+            measured = [row for arm in ARMS for row in replay(population, arm, labels, resamples)]
+            rows += [*measured, promises(population, labels, resamples)]
+            print(population.name, labels, " ".join(f"{row['coverage']:.3f}" for row in measured), flush=True)
     goals = goals_of(rows)
     file = report.write("certify", options.scale, LABELS, rows, goals)
     report.plot(file, lambda axes: plot(rows, axes))

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.card import InputSpec
+from models.networks.segmenter import Segmenter
 from training.config import read_input_spec
 from training.fit import CHECKPOINT, WEIGHTS, fit_batches, load_safely
 from training.segmenter import PARTS, SegmenterTraining
@@ -93,10 +94,11 @@ class Marks:
 
 @dataclass(frozen=True)
 class Slides:
-    """Images with real instances, and the fold of each, in which it is tested on."""
+    """Images with real instances, the fold of each, in which it is tested on, and its patient, or else its look-alikes."""
 
     images: tuple[Tissue, ...]
     folds: NDArray[np.int64]
+    patients: NDArray[np.str_]
 
     def train(self, fold: int, share: float, seed: int) -> list[Tissue]:
         """Return a share of the images of the other folds, at least one, drawn at random; smaller shares are parts of larger."""
@@ -125,11 +127,12 @@ def read_slides(folder: Path, name: str, recipe: Recipe) -> Slides:
     mine = tuple(sorted(domain for domain in domains if domain.startswith(PREFIXES[name])))
     everything = read_tissues(folder / "nuclei", recipe.config(Method("", "voronoi"), mine, 0)).images
     images = [each for each in everything if each.objects is not None]
+    patients = np.array([each.group for each in images])
     if name == "monuseg":
         images = [replace(each, group=each.domain) for each in images]
     fold = assign_folds(images)
     kept = np.sort(np.concatenate([np.flatnonzero(fold == number)[: recipe.most] for number in range(FOLDS)]))
-    return Slides(tuple(cut(images[index], recipe.side) for index in kept), fold[kept])
+    return Slides(tuple(cut(images[index], recipe.side) for index in kept), fold[kept], patients[kept])
 
 
 def assign_folds(images: Sequence[Tissue]) -> NDArray[np.int64]:
@@ -193,10 +196,15 @@ def _without_bars() -> Iterator[None]:
         yield
 
 
-def train(images: Sequence[Tissue], config: SegmenterConfig, folder: Path) -> SegmenterTraining:
-    """Return the trained module; a run that was killed goes on, a finished one is read from ``folder``."""
+def train(images: Sequence[Tissue], config: SegmenterConfig, folder: Path, start: Segmenter | None = None) -> SegmenterTraining:
+    """Return the trained module; a run that was killed goes on, a finished one is read from ``folder``.
+
+    With ``start`` it begins with that segmenter's weights, in place of random ones.
+    """
     torch.manual_seed(config.seed)  # networks of one seed begin with the same weights, whatever the method
     module = SegmenterTraining(config)
+    if start is not None:
+        module.segmenter.load_state_dict(start.state_dict())
     if not (folder / WEIGHTS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         with _without_bars():

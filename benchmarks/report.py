@@ -143,6 +143,14 @@ def claim(log: Path, key: str) -> Iterator[bool]:
             yield key not in lines(log)
 
 
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with the same lock file."""
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 def run_cells(log: Path, todo: Sequence[C], run: Callable[[C], dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> None:
     """Run the cells that are missing in a log, and append the line of each as it finishes.
 
