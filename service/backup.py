@@ -23,7 +23,8 @@ from models import __version__
 from models.command import command_parser
 from models.errors import Refusal
 from service.audit import note, operator
-from service.database import coded
+from service.database import coded, file_of
+from service.durable import sync, write_new
 from service.loop_schemas import Digest
 from service.settings import Settings, keep_temporary_files, read_settings
 from service.store import Store
@@ -88,15 +89,6 @@ def _digest(file: Path) -> File:
         return File(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=file.stat().st_size)
 
 
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 @contextmanager
 def _opened(file: Path) -> Iterator[sa.Connection]:
     """Open a copy of the database that nobody else uses."""
@@ -123,7 +115,7 @@ def _snapshot(store: Store, file: Path) -> list[str]:
         if not _is_whole(connection):
             raise Refusal("storage_unavailable", "The database is damaged: restore an earlier backup.")
         images = list(connection.execute(_LIVE).scalars())
-    _sync(file)
+    sync(file)
     return images
 
 
@@ -142,7 +134,7 @@ def back_up(settings: Settings, out: Path) -> tuple[Manifest, str]:
         ``output_exists``; ``config_invalid`` without a database; ``storage_*``, also where pixels are missing or the database is
         damaged.
     """
-    if not settings.database.exists():
+    if not file_of(settings.store).exists():
         raise Refusal("config_invalid", "There is no database in OVERREAD_STATE.")
     if out.exists():
         raise Refusal("output_exists", "The folder is there already: name another one.")
@@ -155,7 +147,7 @@ def back_up(settings: Settings, out: Path) -> tuple[Manifest, str]:
             try:
                 manifest, raw = _fill(settings, store, part)
                 part.rename(out)
-                _sync(out.parent.absolute())
+                sync(out.parent.absolute())
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -192,10 +184,8 @@ def _fill(settings: Settings, store: Store, part: Path) -> tuple[Manifest, bytes
     secrets = tuple(name for name in SECRETS if name in files)
     manifest = Manifest(schema_version=1, created_at=created_at, overread=__version__, secrets=secrets, files=files)
     raw = (manifest.model_dump_json(indent=1) + "\n").encode()
-    descriptor = os.open(part / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(raw)
-    _sync(part / MANIFEST, *(path for path in part.rglob("*") if path.is_dir()), part)
+    write_new(part / MANIFEST, raw)
+    sync(*(path for path in part.rglob("*") if path.is_dir()), part)
     return manifest, raw
 
 
@@ -275,7 +265,7 @@ def restore(folder: Path, state: Path) -> Manifest:
     with coded():
         for path in sorted(part.iterdir(), key=lambda path: path.name == DATABASE):
             path.rename(state / path.name)
-        _sync(*(path for path in state.rglob("*") if path.is_dir()), state)
+        sync(*(path for path in state.rglob("*") if path.is_dir()), state)
         part.rmdir()
     return manifest
 
@@ -314,7 +304,9 @@ def restore_main(argv: list[str]) -> int:
         manifest, sha256 = check(options.folder)
         print(f"{options.folder}: whole, made {manifest.created_at:%Y-%m-%dT%H:%M:%SZ}, digest {sha256}")
         return 0
-    manifest = restore(options.folder, read_settings().state)
+    settings = read_settings()
+    file_of(settings.store)
+    manifest = restore(options.folder, settings.state)
     print(f"restored the state of {manifest.created_at:%Y-%m-%dT%H:%M:%SZ} ({len(manifest.files)} files)")
     print("What was erased or revoked since then is back: erase and revoke it again.")
     return 0

@@ -223,6 +223,19 @@ def _lock(connection: sa.Connection, function: str, name: str) -> bool:
     return bool(connection.exec_driver_sql(f"SELECT {function}(%s)", (key,)).scalar_one())
 
 
+def file_of(where: Path | Server) -> Path:
+    """Return SQLite's file.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` where the database is a server's.
+    """
+    if isinstance(where, Path):
+        return where
+    raise Refusal("config_invalid", "OVERREAD_DATABASE_URL is set; docs/postgresql.md says how this is done with PostgreSQL.")
+
+
 def database_at(where: Path | Server) -> Sqlite | Postgresql:
     """Return the database of a file, or of a server."""
     return Sqlite(where) if isinstance(where, Path) else Postgresql(where)

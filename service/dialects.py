@@ -13,8 +13,13 @@ _INSERTS: dict[str, Callable[[sa.Table], Insert]] = {"sqlite": sqlite.insert, "p
 
 
 def insert(connection: sa.Connection, table: sa.Table) -> Insert:
-    """Return an ``INSERT`` into a table that can say what happens to a row which is there."""
-    return _INSERTS[connection.dialect.name](table)
+    """Return an ``INSERT`` into a table that can say what happens to a row which is there, and how many rows it wrote."""
+    return _made(connection.dialect.name, table)
+
+
+def _made(dialect: str, table: sa.Table) -> Insert:
+    # psycopg's cursor forgets the number of rows when it is closed, which an INSERT does
+    return _INSERTS[dialect](table).execution_options(preserve_rowcount=True)
 
 
 class Upsert:
@@ -28,7 +33,7 @@ class Upsert:
     """
 
     def __init__(self, table: sa.Table, build: Callable[[Insert], Insert]) -> None:
-        self._statements = {name: build(make(table)) for name, make in _INSERTS.items()}
+        self._statements = {name: build(_made(name, table)) for name in _INSERTS}
 
     def run(self, connection: sa.Connection, values: Mapping[str, Any]) -> int:
         """Run it with one row; return how many rows were written, 0 or 1."""

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in options.image):
         raise Refusal("config_invalid", "--image has 64 hexadecimal digits, as an answer's image_sha256.")
     settings = read_settings()
-    if not settings.database.exists():
+    if settings.store == settings.database and not settings.database.exists():
         raise Refusal("config_invalid", "There is no database in OVERREAD_STATE.")
     pseudonyms = Pseudonyms(read_key(settings.pseudonym_key))
     patients = read_patients(_lines(options.patient_id_file), pseudonyms)
@@ -86,6 +86,7 @@ def main(argv: list[str]) -> int:
     keep_temporary_files(settings.state)
     store = Store(settings.store)
     try:
+        store.check_key(pseudonyms.fingerprint())  # another secret would find nobody
         eraser = Eraser(store, Kept(settings.kept))
         found = eraser.find(asked)
         if options.dry_run:

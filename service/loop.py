@@ -20,11 +20,12 @@ class Loop:
     Raises
     ------
     Refusal
-        ``config_invalid`` as :func:`service.pseudonyms.read_key` says.
+        ``config_invalid`` as :func:`service.pseudonyms.read_key` and :meth:`service.store.Store.check_key` say.
     """
 
     def __init__(self, settings: Settings, store: Store, telemetry: Telemetry) -> None:
         self.pseudonyms = Pseudonyms(read_key(settings.pseudonym_key))
+        store.check_key(self.pseudonyms.fingerprint())
         self.kept = Kept(settings.kept)
         self.items = Items(store, self.kept, settings.keep_days, settings.keep_max_bytes)
         self.intake = Intake(self.items, self.kept, self.pseudonyms, settings.keep_random_share, telemetry)

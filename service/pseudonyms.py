@@ -22,7 +22,7 @@ def read_key(file: Path) -> bytes:
     Parameters
     ----------
     file : Path
-        Its folder exists. It gets the mode 0600. Whoever has it can tell which pseudonym a known PatientID has.
+        It gets the mode 0600. Whoever has it can tell which pseudonym a known PatientID has.
 
     Raises
     ------
@@ -31,6 +31,7 @@ def read_key(file: Path) -> bytes:
     """
     try:
         if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             part = file.with_name(f"{file.name}.{os.getpid()}.partial")
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as stream:
@@ -65,6 +66,10 @@ class Pseudonyms:
         # The length before each part: two parts can never read like two others
         message = "".join(f"{len(part)}:{part}" for part in (purpose, *parts))
         return hmac.digest(self._key, message.encode(), hashlib.sha256)
+
+    def fingerprint(self) -> str:
+        """Return what tells this secret from another one, and nothing else about it; 64 hex digits."""
+        return self._digest("fingerprint").hex()
 
     def patient(self, image: Image) -> str:
         """Return the pseudonym of an image's patient, 64 hex digits; an image without a PatientID is its own patient."""

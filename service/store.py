@@ -15,6 +15,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from models.batch import AnyPredictor
+from models.errors import Refusal
 from models.image import Box, Image
 from models.objects import Segmentation
 from models.postprocess import Prediction
@@ -26,7 +27,7 @@ from service.pseudonyms import Whose
 from service.schemas import SegmentationRecord
 from service.segmentation import pack
 from service.server import Server
-from service.tables import instances, models, results, verdicts
+from service.tables import instances, models, results, site_keys, verdicts
 
 
 def _or_last_stated(made: Insert) -> Insert:
@@ -41,6 +42,8 @@ def _or_last_stated(made: Insert) -> Insert:
 _ADD_MODEL, _ADD_RESULT, _ADD_INSTANCE, _ADD_VERDICT = (
     Upsert(table, lambda made: made.on_conflict_do_nothing()) for table in (models, results, instances, verdicts)
 )
+_ADD_KEY = Upsert(site_keys, lambda made: made.on_conflict_do_nothing())
+_KEY = sa.select(site_keys.c.fingerprint).where(site_keys.c.purpose == "pseudonyms")
 _ADD_INSTANCE_OF = Upsert(instances, _or_last_stated)
 _NOTHING = sa.select(1)
 _RESULT = sa.select(results).where(results.c.id == sa.bindparam("key"))
@@ -170,6 +173,26 @@ class Store:
         """Ask the database for nothing; a failure is a :class:`Refusal`."""
         with self.reading() as connection:
             connection.execute(_NOTHING)
+
+    def check_key(self, fingerprint: str) -> None:
+        """Check that the pseudonyms of this database were made with that secret; the first one to ask decides.
+
+        Raises
+        ------
+        Refusal
+            ``config_invalid`` if they were made with another one.
+        """
+        with self.reading() as connection:
+            known = connection.execute(_KEY).scalar()
+        if known is None:
+            with self.writing() as connection:
+                _ADD_KEY.run(connection, {"purpose": "pseudonyms", "fingerprint": fingerprint})
+                known = connection.execute(_KEY).scalar_one()
+        if known != fingerprint:
+            raise Refusal(
+                "config_invalid",
+                "The secret for pseudonyms (pseudonym.key in the state folder) is not the one that this database was begun with.",
+            )
 
     def rewrite(self) -> bool:
         """Write the database anew, so that nothing removed is left in its files; return whether that was done."""

@@ -231,6 +231,13 @@ sessions = Table(
     Column("expires_at", Float, nullable=False),  # seconds since 1970
 )
 
+site_keys = Table(
+    "site_keys",
+    metadata,
+    Column("purpose", String(32), primary_key=True),  # pseudonyms
+    Column("fingerprint", String(64), nullable=False),  # of the secret, keyed by itself: it says nothing about it
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -192,6 +192,15 @@ def make_segmenter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 
 @pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A PostgreSQL server; tests that need it are skipped without Debian's postgresql, but never in CI."""
+    from tests.postgresql import running
+
+    with running() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def package(make_package: Callable[..., Path]) -> Path:
     """Folder of a tiny model package."""
     return make_package()
@@ -273,10 +282,17 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     """Return a function that starts a real server: ``start_server(package, workers=1, state=None, **environment)``."""
     started: list[Server] = []
 
-    def start(*packages: Path, workers: int = 1, state: Path | None = None, wait: bool = True, **environment: str) -> Server:
+    def start(
+        *packages: Path,
+        workers: int = 1,
+        state: Path | None = None,
+        wait: bool = True,
+        port: int | None = None,
+        **environment: str,
+    ) -> Server:
         state = state or tmp_path_factory.mktemp("state")
         log = tmp_path_factory.mktemp("log") / "server.log"
-        port = free_port()
+        port = port or free_port()
         known = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
         known |= {"OVERREAD_STATE": str(state), "OVERREAD_MODELS": ":".join(map(str, packages))} | environment
         command = [sys.executable, "-m", "models.cli", "serve", "--port", str(port), "--workers", str(workers)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from models.image import Image
 from models.imaging import read_image
@@ -18,10 +19,12 @@ from service import lineup
 from service.analysis import Site
 from service.api import Api
 from service.promotion import Desk
+from service.server import Server
 from service.settings import Settings
 from service.store import Store, result_row
 from service.tokens import add_token
 from service.watch import Watch
+from tests.postgresql import Cluster
 from tests.service.archives import MemoryArchive
 from tests.service.label_desk import Desk as LabelDesk
 from tests.service.label_desk import add_readers
@@ -50,13 +53,50 @@ class Caller:
         return self.request("POST", f"/v1/predict{query}", content=body, headers={"content-type": media_type} | headers)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked ``dialects`` on both databases, but for what looks into SQLite's file."""
+    marked = metafunc.definition.get_closest_marker("dialects") is not None
+    if marked and "dialect" in metafunc.fixturenames and "file" not in metafunc.fixturenames:
+        metafunc.parametrize("dialect", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def make_site(tmp_path: Path, package: Path) -> Iterator[Callable[..., Site]]:
+def dialect(request: pytest.FixtureRequest) -> str:
+    """``sqlite``; also ``postgresql`` where the test is marked ``dialects``."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture(scope="session")
+def database(postgresql: Cluster) -> str:
+    """The name of a database with the newest schema."""
+    name = postgresql.create()
+    Store(Server(SecretStr(postgresql.url(name)), SecretStr(""))).close()
+    return name
+
+
+@pytest.fixture
+def address(request: pytest.FixtureRequest, dialect: str) -> dict[str, str]:
+    """The settings that say where the database is; it is empty."""
+    if dialect == "sqlite":
+        return {}
+    cluster, name = request.getfixturevalue("postgresql"), request.getfixturevalue("database")
+    cluster.empty(name)
+    return {"database_url": cluster.url(name)}
+
+
+@pytest.fixture
+def where(address: dict[str, str], tmp_path: Path) -> Path | Server:
+    """Where the database of ``make_site`` is."""
+    return Settings.model_validate({"state": tmp_path / "state"} | address).store
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, package: Path, address: dict[str, str]) -> Iterator[Callable[..., Site]]:
     """Return a function that builds a site: ``make_site(**settings)``."""
     sites: list[Site] = []
 
     def make(**settings: Any) -> Site:
-        chosen = {"state": tmp_path / "state", "models": (package,), "threads": 1} | settings
+        chosen = {"state": tmp_path / "state", "models": (package,), "threads": 1} | address | settings
         sites.append(Site(Settings.model_validate(chosen)))
         return sites[-1]
 
@@ -112,8 +152,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(file: Path, predictor: Predictor) -> Iterator[Store]:
-    store = Store(file)
+def store(where: Path | Server, predictor: Predictor) -> Iterator[Store]:
+    store = Store(where)
     store.register(predictor)
     yield store
     store.close()
@@ -158,10 +198,10 @@ def site(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Sit
 
 
 @pytest.fixture
-def desk(tmp_path: Path, package: Path) -> Iterator[Desk]:
+def desk(tmp_path: Path, package: Path, address: dict[str, str]) -> Iterator[Desk]:
     """Where the packages of the sites of ``make_site`` are decided."""
-    settings = Settings.model_validate({"state": tmp_path / "state", "models": (package,)})
-    store = Store(settings.database)
+    settings = Settings.model_validate({"state": tmp_path / "state", "models": (package,)} | address)
+    store = Store(settings.store)
     yield Desk(settings, store)
     store.close()
 

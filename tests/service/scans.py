@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import warnings
 from io import BytesIO
 from typing import Any
@@ -38,13 +37,11 @@ def take(installed: Site, body: bytes, media_type: str = "application/dicom", **
 
 def ask(site: Site, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Ask a site's database."""
-    connection = sqlite3.connect(site.settings.database, timeout=30)
-    try:
-        found = connection.execute(sql, values).fetchall()
-        connection.commit()
-        return found
-    finally:
-        connection.close()
+    if site.store.dialect == "postgresql":
+        sql = sql.replace("%", "%%").replace("?", "%s")
+    with site.store.writing() as connection:
+        done = connection.exec_driver_sql(sql, values)
+        return [tuple(row) for row in done] if done.returns_rows else []
 
 
 class Reader:

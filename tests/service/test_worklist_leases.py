@@ -15,8 +15,11 @@ import service.leases
 from models.errors import Refusal
 from service.analysis import Site
 from service.leases import Held, Leases
+from service.server import Server
 from service.store import Store
 from tests.service.scans import ALL, ask, scan, take
+
+pytestmark = pytest.mark.dialects
 
 
 class Clock:
@@ -62,8 +65,9 @@ def label(site: Site, item_id: int, reader: str) -> None:
     ask(
         site,
         "INSERT INTO labels (label_id, item_id, result_id, image_sha256, model_sha256, reader, standing, kind, document,"
-        " model_was_right, source, created_at) SELECT ? || id, id, result_id, image_sha256, model_sha256, ?, 'reader', 'classes',"
-        " '{}', 1, 'api', '2026-01-01 00:00:00' FROM items WHERE id = ?",
+        " model_was_right, source, created_at)"
+        " SELECT CAST(? AS VARCHAR) || id, id, result_id, image_sha256, model_sha256, ?, 'reader', 'classes',"
+        " '{}', true, 'api', '2026-01-01 00:00:00' FROM items WHERE id = ?",
         reader,
         reader,
         item_id,
@@ -82,9 +86,9 @@ def test_two_readers_never_have_the_same_item(site: Site) -> None:
     assert code(lambda: leases(site).take_named("r1", model_of(site), 1)) == "item_taken"
 
 
-def race(database: Path, model: str, readers: int, names: list[str], start: Any) -> list[int]:
+def race(where: Path | Server, model: str, readers: int, names: list[str], start: Any) -> list[int]:
     """Take everything that can be had, in a thread a reader; return the numbers of the items."""
-    store = Store(database)
+    store = Store(where)
     got: list[int] = []
 
     def read(name: str) -> None:
@@ -101,8 +105,8 @@ def race(database: Path, model: str, readers: int, names: list[str], start: Any)
     return got
 
 
-def race_in_process(database: Path, model: str, readers: int, names: list[str], start: Any, results: Any) -> None:
-    results.put(race(database, model, readers, names, start))
+def race_in_process(where: Path | Server, model: str, readers: int, names: list[str], start: Any, results: Any) -> None:
+    results.put(race(where, model, readers, names, start))
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -112,7 +116,7 @@ def test_threads_of_two_processes_on_one_database(make_site: Callable[..., Site]
         take(site, scan(seed))
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(8), context.Queue()
-    given = [(site.settings.database, model_of(site), readers, [f"{n}-{i}" for i in range(4)], start, results) for n in "ab"]
+    given = [(site.settings.store, model_of(site), readers, [f"{n}-{i}" for i in range(4)], start, results) for n in "ab"]
     workers = [context.Process(target=race_in_process, args=each) for each in given]
     for worker in workers:
         worker.start()
