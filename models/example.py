@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from models.command import command_parser
+from models.example_set import write_set
 
 ROWS, COLUMNS, SPACING_MM = 1024, 1024, 0.35
 FILE_NAME = "chest-phantom.dcm"
@@ -29,13 +30,13 @@ def _uid(of: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, 'urn:overread:example:' + of).int}")
 
 
-def draw_chest() -> NDArray[np.uint16]:
-    """Draw a frontal chest in the manner of a radiograph.
+def chest_attenuation() -> NDArray[np.float64]:
+    """Draw how much of the rays a frontal chest takes.
 
     Returns
     -------
-    (ROWS, COLUMNS) uint16, 0 to 4095
-        Bright where X-rays are absorbed: spine, heart, ribs; dark lungs and air.
+    (ROWS, COLUMNS) float64, nats
+        Much at the spine, the heart and the ribs; little in the lungs; below 0 in air, which counts as 0.
     """
     # float64: the last bit of exp() depends on the processor, and must not reach the rounded pixels
     attenuation = np.zeros((ROWS, COLUMNS))
@@ -63,7 +64,18 @@ def draw_chest() -> NDArray[np.uint16]:
         top = 130 + 68 * row
         add([[130, top, 500, top + 210, 190, 345], [524, top, 894, top + 210, 195, 350]], 0.28, 2, arcs=True)
     add([[170, 110, 500, 260, 200, 330], [524, 110, 854, 260, 210, 340]], 0.4, 2, arcs=True)  # clavicles
-    transmitted = np.exp(-np.clip(attenuation, 0, None))
+    return attenuation
+
+
+def draw_chest() -> NDArray[np.uint16]:
+    """Draw a frontal chest in the manner of a radiograph.
+
+    Returns
+    -------
+    (ROWS, COLUMNS) uint16, 0 to 4095
+        Bright where X-rays are absorbed: spine, heart, ribs; dark lungs and air.
+    """
+    transmitted = np.exp(-np.clip(chest_attenuation(), 0, None))
     noise = np.random.Generator(np.random.PCG64(7)).normal(0, 0.006, transmitted.shape)
     return np.clip(np.rint(3900 * (1 - transmitted + noise)), 0, 4095).astype(np.uint16)
 
@@ -167,15 +179,25 @@ def write_examples(folder: Path) -> list[Path]:
 
 
 def main(argv: list[str]) -> int:
-    """Write both phantoms to ``--out`` (default: the working directory) and print their paths."""
+    """Write both phantoms to ``--out`` (default: the working directory), a set to train on where asked for; print their paths."""
     parser = command_parser(
         "example",
         "Write a drawn chest phantom as a DICOM file, and drawn tissue as a PNG.",
         "overread example --out .",
+        "overread example --out runs --set runs/drawn   # docs/tutorial.md trains on it",
     )
     parser.add_argument("--out", type=Path, default=Path(), help="folder to write to")
-    folder = parser.parse_args(argv).out
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in write_examples(folder):
+    parser.add_argument(
+        "--set",
+        type=Path,
+        metavar="FOLDER",
+        help="draw small labelled chests of two hospitals too, all that overread train needs",
+    )
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = write_examples(options.out)
+    if options.set is not None:
+        written.append(write_set(options.set, chest_attenuation()))
+    for path in written:
         print(path)
     return 0
