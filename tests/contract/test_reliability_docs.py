@@ -12,6 +12,8 @@ from service.settings import Settings
 from service.wall import MAX_PARTS
 from tests.conftest import ROOT
 
+ROWS = 25
+MAKEFILE = (ROOT / "Makefile").read_text()
 DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
 NOT_LENGTHS = {"OVERREAD_DATA"}
 CONTROL = re.compile(
@@ -25,12 +27,23 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def check(text: str) -> None:
-    """Compare a document with the tests; raises AssertionError."""
+def long_commands(makefile: str) -> dict[int, tuple[set[str], set[str]]]:
+    """Return what ``make test-long-N`` runs: settings and files of each row N."""
+    found = {}
+    for number, words in re.findall(r"^LONG_(\d+) = (.*)$", makefile, re.MULTILINE):
+        settings = {word for word in words.split() if word.startswith("OVERREAD_")}
+        found[int(number)] = settings, set(words.split()) - settings
+    return found
+
+
+def check(text: str, makefile: str = MAKEFILE) -> None:
+    """Compare a document with the tests and the commands; raises AssertionError."""
+    commands = long_commands(makefile)
+    assert "test-long: $(LONG_ROWS)" in makefile
     named: set[str] = set()
     variables: set[str] = set()
     numbers = []
-    for number, promise, tests, figure, long in rows(text):
+    for number, promise, tests, figure, long, last in rows(text):
         numbers.append(int(number))
         assert promise
         assert figure
@@ -43,8 +56,19 @@ def check(text: str) -> None:
         for variable in re.findall(r"OVERREAD_\w+", long):
             assert f'"{variable}"' in sources, f"row {number}: its tests do not read {variable}"
             variables.add(variable)
+        settings, run = commands.pop(int(number), (set(), set()))
+        assert set(re.findall(r"`(OVERREAD_\w+=\w+)`", long)) == settings, (
+            f"row {number}: make test-long-{number} runs something else"
+        )
+        assert run <= set(files)
+        for variable in re.findall(r"OVERREAD_\w+", long):
+            reading = {file for file in files if f'"{variable}"' in (ROOT / file).read_text()}
+            assert reading <= run, f"row {number}: make test-long-{number} leaves out {reading - run}"
+        assert bool(long) == bool(last)
+        assert not last or last == "not run" or re.search(r"\(20\d\d-\d\d-\d\d\)$", last), f"row {number}: when was that?"
         named |= set(files)
-    assert numbers == sorted(set(numbers))
+    assert numbers == list(range(1, ROWS + 1))
+    assert commands == {}, "a long command of no row"
     read = {
         name
         for file in (ROOT / "tests").rglob("*.py")
@@ -72,13 +96,30 @@ def test_the_document_names_what_exists() -> None:
         lambda text: text.replace("OVERREAD_REQUESTS=", "OVERREAD_ASKS="),
         lambda text: re.sub(r"\n\| 17 .*", "", text),
         lambda text: text.replace("| 6 |", "| 5 |"),
-        lambda text: text.replace("`tests/e2e/test_disk.py`, `tests/service/test_store_failures.py`", ""),
+        lambda text: re.sub(r"\n\| 25 .*", "", text),
+        lambda text: text.replace("OVERREAD_KILLS=500", "OVERREAD_KILLS=50"),
+        lambda text: text.replace("| none accepted | | |", "| none accepted | | all were (2026-01-01) |"),
+        lambda text: re.sub(r"(OVERREAD_KILLS=500`) \|[^|]*\|", r"\1 | all well, once |", text),
     ],
 )
 def test_a_spoilt_document_is_seen(spoil: Callable[[str], str]) -> None:
     assert spoil(DOCUMENT) != DOCUMENT
     with pytest.raises(AssertionError):
         check(spoil(DOCUMENT))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace("test-long: $(LONG_ROWS)", "test-long:"),
+        lambda text: text.replace(" tests/e2e/test_labels.py", ""),
+        lambda text: text.replace("LONG_5 =", "LONG_6 ="),
+    ],
+)
+def test_a_spoilt_command_is_seen(spoil: Callable[[str], str]) -> None:
+    assert spoil(MAKEFILE) != MAKEFILE
+    with pytest.raises(AssertionError):
+        check(DOCUMENT, spoil(MAKEFILE))
 
 
 def test_the_limits_are_those_in_the_code() -> None:
