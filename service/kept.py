@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from service.durable import sync
+
 _PART = ".partial"
 
 
@@ -45,7 +47,7 @@ class Kept:
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
-        _sync(file.parent)
+        sync(file.parent)
 
     def read(self, image_sha256: str) -> bytes | None:
         """Return an image's PNG, or None where there is none."""
@@ -74,11 +76,3 @@ class Kept:
                     yield file.stem
             except FileNotFoundError:  # another worker was first
                 continue
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from models.comparison import REPORT, SEEN
 from models.errors import Refusal
 from models.signature import SIGNATURE
 from service.database import coded
+from service.durable import sync, write_new
 
 _PART = ".part-"
 
@@ -64,18 +65,18 @@ def keep(package: Path, sha256: str, packages: Path) -> None:
         for left in packages.glob(f"{_PART}*"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=_PART, dir=packages))
-        _write(part / "model.onnx", graph)
+        write_new(part / "model.onnx", graph)
         for name in ("card.json", SIGNATURE, REPORT, SEEN):
             if (package / name).exists():
-                _write(part / name, (package / name).read_bytes())
-        _sync(part)
+                write_new(part / name, (package / name).read_bytes())
+        sync(part)
     if found != sha256 or read_package(part)[2] != sha256:
         raise Refusal("package_invalid", "The package was changed while it was copied.")
     with coded():
         if target.exists():  # damaged, as was seen above
             target.rename(part.with_name(f"{part.name}-damaged"))
         part.rename(target)
-        _sync(packages)
+        sync(packages)
 
 
 def _sign_again(package: Path, target: Path) -> None:
@@ -86,9 +87,9 @@ def _sign_again(package: Path, target: Path) -> None:
         return
     part = target.parent / f"{_PART}{SIGNATURE}"
     part.unlink(missing_ok=True)
-    _write(part, signature)
+    write_new(part, signature)
     part.rename(target / SIGNATURE)
-    _sync(target)
+    sync(target)
 
 
 def _whole(folder: Path, sha256: str) -> bool:
@@ -96,19 +97,3 @@ def _whole(folder: Path, sha256: str) -> bool:
         return read_package(folder)[2] == sha256
     except Refusal:
         return False
-
-
-def _write(file: Path, content: bytes) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
