@@ -55,7 +55,7 @@ def main() -> int:
         str(corpus),
     ]
     # Of the wall's clock, which other processes stretch: for what never ends; processor time is what the target is held to
-    limits = ["-timeout=300", "-report_slow_units=300", "-rss_limit_mb=3000", f"-max_len={LONGEST}"]
+    limits = ["-timeout=300", "-report_slow_units=300", "-rss_limit_mb=3000", f"-max_len={LONGEST}", "-len_control=0"]
     atheris.Setup([*arguments, *limits, "-print_final_stats=1"], once)
     atheris.Fuzz()
     return 0
