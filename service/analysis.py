@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from models.batch import AnyPredictor
-from models.card import ModelCard
 from models.errors import Refusal
 from models.image import Box, Image
 from models.imaging import read_image, sniff
-from models.postprocess import Prediction, heatmap_png
 from models.predictor import Predictor
 from models.preprocess import check_accepted, preprocess
 from models.triage import Judgement, judge
@@ -23,13 +20,14 @@ from service.audit import Audit
 from service.callers import Proxy
 from service.dicom_results import is_ours
 from service.engine import Engine
+from service.evidence import heatmap_of
 from service.health import Health
 from service.items import Draft
 from service.lineup import Lineup, Served
 from service.loop import Loop
 from service.origins import Origin, Origins
 from service.pseudonyms import Whose
-from service.schemas import Extras, Heatmap, LoadedModel, Models
+from service.schemas import Extras, LoadedModel, Models
 from service.segmentation import beside, read_regions, record_of
 from service.sessions import Sessions
 from service.settings import Settings
@@ -236,7 +234,7 @@ class Site:
         running = time.perf_counter()
         (prediction,) = predictor.predict_tensor(tensor, heatmap=heatmap)
         self.telemetry.inference.labels(name).observe(time.perf_counter() - running)
-        picture = _heatmap(prediction, predictor.card, image) if heatmap else None
+        picture = heatmap_of(prediction, predictor.card, image) if heatmap else None
         return stored or Stored(result_row(image, prediction, predictor, notes), model), Extras(heatmap=picture)
 
     def _segment(
@@ -311,10 +309,3 @@ def _uid(image: Image) -> str | None:
     """Return the SOP Instance UID, or None where the image states none that could be one (64 characters at most)."""
     uid = str(image.header.get("SOPInstanceUID", "")).strip() if image.header is not None else ""
     return uid if 0 < len(uid) <= 64 else None
-
-
-def _heatmap(prediction: Prediction, card: ModelCard, image: Image) -> Heatmap:
-    assert prediction.heatmap is not None
-    label = card.output.findings[0].label
-    png, peak = heatmap_png(prediction.heatmap, card, label, image.rows, image.columns)
-    return Heatmap(label=label, media_type="image/png", peak=peak, data=base64.b64encode(png).decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from models.card import ModelCard, SegmenterCard
@@ -10,9 +11,11 @@ from models.errors import Refusal
 from models.triage import REASONS
 from service.analysis import Site
 from service.answers import card_of, findings
-from service.items import WAITING, Shown
+from service.evidence import item_heatmap
+from service.items import RANDOM, WAITING, Shown
 from service.loop_schemas import Item, ItemDetail, ItemLabels, ItemModel, SkipCount
-from service.schemas import Reason
+from service.schemas import Extras, Reason
+from service.settings import Settings
 from service.worklist import WHY, Place
 
 
@@ -22,8 +25,9 @@ def item_answers(site: Site, places: Iterable[Place]) -> list[Item]:
     found = site.loop.items.shown(place.item_id for place in places)
     packages = {shown.row["model_sha256"]: shown.stored for shown in found.values()}
     cards = {sha256: card_of(stored) for sha256, stored in packages.items()}  # one is read once, not for every item
+    settings = site.settings
     return [
-        _item(shown, cards[shown.row["model_sha256"]], place.why)
+        _item(shown, is_blind(settings, shown.row["origin"]), cards[shown.row["model_sha256"]], place.why)
         for place in places
         if (shown := found.get(place.item_id)) is not None
     ]
@@ -42,22 +46,30 @@ def item_answer(site: Site, item_id: int) -> Item:
     raise Refusal("not_found", "There is no item of that number.")
 
 
-def item_detail(site: Site, item_id: int, reader: str) -> ItemDetail:
-    """Return one item with its whole result, and how far its labels are.
+def item_detail(site: Site, item_id: int, reader: str, heatmap: bool = False) -> ItemDetail:
+    """Return one item with its whole result, and how far its labels are; the heatmap too where it is wanted, and can be had.
 
     Raises
     ------
     Refusal
-        ``not_found``.
+        ``not_found``; ``bad_request`` for the heatmap of a model that finds objects.
     """
     item = item_answer(site, item_id)
     given, mine, skipped = site.loop.items.progress(item_id, reader)
     skips = [SkipCount.model_validate({"reason": reason, "readers": number}) for reason, number in sorted(skipped.items())]
     labels = ItemLabels(given=given, wanted=site.settings.readers, mine=mine, skipped=skips)
-    return ItemDetail(item=item, result=site.result(item.result_id, "").answer(), labels=labels)
+    reply = site.result(item.result_id, "")
+    if heatmap:
+        reply = replace(reply, extras=Extras(heatmap=item_heatmap(site, item)))
+    return ItemDetail(item=item, result=reply.answer(), labels=labels)
 
 
-def _item(shown: Shown, card: ModelCard | SegmenterCard, why: tuple[str, ...]) -> Item:
+def is_blind(settings: Settings, origin: str) -> bool:
+    """Tell whether an item of that origin is to be read without what the model says: a label that follows it measures nothing."""
+    return settings.blind_reading == "all" or (settings.blind_reading == "random" and origin == RANDOM)
+
+
+def _item(shown: Shown, blind: bool, card: ModelCard | SegmenterCard, why: tuple[str, ...]) -> Item:
     row, stored, judgement = shown.row, shown.stored, shown.judgement
     held = row["until"] if row["state"] in WAITING else None
     return Item(
@@ -66,6 +78,7 @@ def _item(shown: Shown, card: ModelCard | SegmenterCard, why: tuple[str, ...]) -
         result_id=row["result_id"],
         model=ItemModel(name=card.name, version=card.version, sha256=row["model_sha256"]),
         origin=row["origin"],
+        blind=blind,
         site=row["site"],
         state=row["state"],
         findings=findings(stored, card, judgement.verdict) if isinstance(card, ModelCard) else [],

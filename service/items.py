@@ -253,6 +253,12 @@ class Items:
             packages = {row["sha256"]: dict(row) for row in connection.execute(cards).mappings()}
         return {row["id"]: _shown(row, packages[row["model_sha256"]]) for row in rows}
 
+    def origin(self, result_id: str) -> str | None:
+        """Return why there is an item of a result; None where there is none."""
+        query = sa.select(items.c.origin).where(items.c.result_id == result_id)
+        with self._store.reading() as connection:
+            return connection.execute(query).scalar()
+
     def progress(self, item_id: int, reader: str) -> tuple[int, bool, dict[str, int]]:
         """Return how many readers labelled an item, whether this one did, and how many passed it over for each reason."""
         readers = sa.select(labels.c.reader).where(labels.c.item_id == item_id).distinct()

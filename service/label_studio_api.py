@@ -15,6 +15,7 @@ from models import __version__
 from models.errors import Refusal
 from models.triage import Verdict
 from service.audit import Who
+from service.item_answers import is_blind
 from service.label_schemas import LabelIn
 from service.label_studio import Part, prediction, said
 from service.loop_schemas import Digest
@@ -125,6 +126,12 @@ def _known(site: Site, task: StudioTask) -> tuple[Stored, Verdict]:
     return stored, latest[1].verdict
 
 
+def _blind(site: Site, stored: Stored) -> bool:
+    """Tell whether a task is of an item that is read without what the model says."""
+    origin = site.loop.items.origin(stored.result["id"])
+    return origin is not None and is_blind(site.settings, origin)
+
+
 def _keep(site: Site, event: StudioEvent, who: Who) -> str:
     annotation, task = event.annotation, event.task
     if annotation is None or task is None:
@@ -161,7 +168,8 @@ async def _predict(site: Site, call: Call) -> Response:
 
     def answered() -> StudioPredictions:
         known = [_known(site, task) for task in wanted.tasks]
-        found = [prediction(*each) for each in known]
+        # To a reader who is not to know, the model says nothing
+        found = [prediction(stored, "refuse" if _blind(site, stored) else verdict) for stored, verdict in known]
         site.audit.read(call.who, "result_read", [stored.result["image_sha256"] for stored, _ in known])
         return StudioPredictions(results=[StudioPrediction.model_validate(each) for each in found])
 

@@ -54,7 +54,8 @@ class Item(_Document):
     """An image that an expert should look at, with what the model says of it; ``why`` is empty outside of a worklist.
 
     ``predicted_loss`` and percentiles are comparable among items of one ``model.sha256`` only. ``pixel_spacing_mm`` is the
-    distance of rows, then of columns. ``findings`` is empty of models that find objects: ``result_id`` leads to those.
+    distance of rows, then of columns. ``blind``: it is to be read without knowing what the model says. ``findings`` is empty of
+    models that find objects: ``result_id`` leads to those.
     """
 
     item_id: ItemId
@@ -62,6 +63,7 @@ class Item(_Document):
     result_id: Digest
     model: ItemModel
     origin: Literal["doubt", "random"]
+    blind: bool
     site: str
     state: State
     findings: list[FindingAnswer]

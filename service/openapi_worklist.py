@@ -24,6 +24,8 @@ def worklist_operations() -> dict[tuple[str, str], Json]:
     digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     lease = [_path("lease_id", {"type": "string", "pattern": "^[0-9a-f]{32}$"})]
     item = [_path("item_id", {"type": "integer", "minimum": 1, "maximum": 10**15 - 1})]
+    evidence = "Where the evidence lies, drawn anew from the kept pixels; of classifiers only."
+    heatmap = {"name": "heatmap", "in": "query", "schema": {"type": "boolean", "default": False}, "description": evidence}
     lost = problems(("not_found", "lease_lost", *STORE, *ALWAYS))
     png = {"200": {"description": "The PNG.", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
     return {
@@ -59,7 +61,7 @@ def worklist_operations() -> dict[tuple[str, str], Json]:
         },
         ("GET", "/v1/items/{item_id}"): {
             "summary": "An item with its result",
-            "parameters": item,
+            "parameters": [*item, heatmap],
             "responses": answer("ItemDetail", "As it stands now.") | problems(("not_found", *STORE, *ALWAYS)),
         },
         ("GET", "/v1/images/{image_sha256}"): {

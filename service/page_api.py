@@ -30,8 +30,15 @@ async def _file(_: Site, call: Call) -> Response:
 
 def _answer(site: Site, call: Call, expires_at: float | None) -> SessionAnswer:
     caller, expires = call.caller, expires_at and datetime.fromtimestamp(expires_at, UTC)
-    signed_in = caller.role != "public"
-    return SessionAnswer(open=site.access.open, role=caller.role if signed_in else None, name=caller.name, expires_at=expires)
+    if caller.role == "public":
+        return _nobody(site)
+    sites = [caller.site] if caller.site else list(site.settings.sites)
+    named = {"name": caller.name, "site": caller.site, "sites": sites, "expires_at": expires}
+    return SessionAnswer(open=site.access.open, role=caller.role, **named)
+
+
+def _nobody(site: Site) -> SessionAnswer:
+    return SessionAnswer(open=site.access.open, role=None, name="", site="", sites=[], expires_at=None)
 
 
 async def _session(site: Site, call: Call) -> Response:
@@ -65,7 +72,7 @@ async def _sign_in(site: Site, call: Call) -> Response:
 async def _sign_out(site: Site, call: Call) -> Response:
     call.query()
     cookie = call.request.cookies.get(cookie_name(call.request))
-    response = json_response(SessionAnswer(open=site.access.open, role=None, name="", expires_at=None))
+    response = json_response(_nobody(site))
     if cookie:
         check_own(call.request)
         await asyncio.to_thread(site.sessions.close, cookie)

@@ -291,11 +291,16 @@ class Login(_Document):
 
 
 class SessionAnswer(_Document):
-    """Who is signed in; ``role`` is null where nobody is. An open service asks nobody, and everyone is its operator."""
+    """Who is signed in; ``role`` is null where nobody is. An open service asks nobody, and everyone is its operator.
+
+    ``sites`` are the names that a scan may be sent with, ``site`` the one that the token is bound to, or empty.
+    """
 
     open: bool
     role: Literal["device", "annotator", "operator"] | None
     name: str
+    site: str
+    sites: list[str]
     expires_at: datetime | None
 
 

@@ -81,12 +81,22 @@ def read_wanted(query: Mapping[str, str], accept: str, site: str = "") -> Wanted
     Refusal
         ``bad_request`` for a value that is none.
     """
-    for name in FLAGS:
-        if query.get(name, "false") not in {"true", "false"}:
-            raise Refusal("bad_request", f"{name} must be true or false.")
+    flags = {name: read_flag(query, name) for name in FLAGS}
     region = read_box(query["region"]) if "region" in query else None
-    flags = {name: query.get(name) == "true" for name in FLAGS}
     return Wanted(query.get("model"), region=region, accept=accept, site=site, **flags)
+
+
+def read_flag(query: Mapping[str, str], name: str) -> bool:
+    """Read a parameter that is true or false; without it, false.
+
+    Raises
+    ------
+    Refusal
+        ``bad_request`` for another value.
+    """
+    if query.get(name, "false") not in {"true", "false"}:
+        raise Refusal("bad_request", f"{name} must be true or false.")
+    return query.get(name) == "true"
 
 
 def region_within(region: Box | None, image: Image) -> Box | None:

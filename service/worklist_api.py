@@ -14,6 +14,7 @@ from service.leases import Held
 from service.loop_schemas import Item, ItemDetail, Lease, LeaseIn, Sites, SkipIn, Worklist
 from service.routes import Call, Handler, json_response
 from service.sites import site_days
+from service.wanted import read_flag
 from service.worklist import Place
 
 if TYPE_CHECKING:
@@ -111,11 +112,11 @@ async def _skip(site: Site, call: Call) -> Response:
 
 
 async def _item(site: Site, call: Call) -> Response:
-    call.query()
+    heatmap = read_flag(call.query("heatmap"), "heatmap")
     number = int(call.parameters["item_id"])
 
     def read() -> ItemDetail:
-        detail = item_detail(site, number, call.caller.reader)
+        detail = item_detail(site, number, call.caller.reader, heatmap)
         _seen(site, call, [detail.item])
         return detail
 

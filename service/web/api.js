@@ -42,7 +42,7 @@ export function query(values) {
   return set.length ? "?" + new URLSearchParams(set) : "";
 }
 
-/** Return the bytes of base64 text. */
-export function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+/** Return a picture that came within an answer, as base64. */
+export function blobOf({ data, media_type }) {
+  return new Blob([Uint8Array.from(atob(data), (character) => character.charCodeAt(0))], { type: media_type });
 }

@@ -81,7 +81,7 @@ function show() {
   }
   const [title, view] = VIEWS[shownView()];
   document.title = `${title} – Overread`;
-  leave = view(main, { models, mayScan: session.role !== "annotator", mayCompare: session.role !== "device" });
+  leave = view(main, { models, session, mayScan: session.role !== "annotator", mayCompare: session.role !== "device" });
 }
 
 async function begin() {

@@ -5,7 +5,7 @@ import { h, note, put } from "./dom.js";
 import { setKeys, showKeys } from "./keys.js";
 import { Hold } from "./lease.js";
 import { Marks, TOOLS } from "./marks.js";
-import { doubtBox, findingsBox, quantitiesBox, usedFor, verdictBox } from "./result.js";
+import { saysBoxes } from "./result.js";
 import { toolbar } from "./toolbar.js";
 import { Viewer, viewerKeys } from "./viewer.js";
 import { SKIPS, wordsOf } from "./words.js";
@@ -22,6 +22,7 @@ export class Reading {
     Object.assign(this, { main, ...given });
     this.item = given.detail.item;
     this.result = given.detail.result;
+    this.blind = this.item.blind;
     this.objects = this.result.task === "segmentation";
     this.classes = this.objects ? [] : given.model.card.output.classes;
     this.chosen = null;
@@ -40,7 +41,8 @@ export class Reading {
     this.root.addEventListener("click", ({ detail, target }) => { if (detail > 0 && target.closest("button")) this.viewer.target.focus(); });
     put(this.main, this.root);
     await this.viewer.show(this.image, this.item);
-    if (this.objects) this.#drawObjects();
+    if (!this.blind) await this.viewer.says(this.result);
+    this.doubtful = this.blind ? [] : (this.result.doubtful_regions ?? []);
     this.marks = this.objects ? new Marks(this.viewer, () => this.#changed()) : null;
     this.stage.prepend(toolbar(this.viewer, this.marks && this.#tools()));
     this.#fillPanel();
@@ -54,18 +56,13 @@ export class Reading {
     this.root.removeAttribute("aria-busy");
   }
 
-  /** Whether the model said something that a reader could confirm. */
+  /** Whether the model said something that this reader knows of, and could confirm. */
   get confirmable() {
-    return this.result.verdict !== "refuse" && (!this.objects || this.result.objects.length > 0);
+    return !this.blind && this.result.verdict !== "refuse" && (!this.objects || this.result.objects.length > 0);
   }
 
   get #draftKey() {
     return `draft-${this.item.item_id}`;
-  }
-
-  #drawObjects() {
-    this.doubtful = this.result.doubtful_regions;
-    this.viewer.objects(this.result);
   }
 
   #tools() {
@@ -99,9 +96,10 @@ export class Reading {
           h("button", { onclick: () => this.back() }, this.lease ? "Give back" : "Leave it", " ", h("kbd", {}, "Esc"))),
         Reading.last && !this.replaces && h("p", {}, h("button", { class: "quiet", onclick: () => this.again(Reading.last) },
           "Correct the last one ", h("kbd", {}, "C")))),
-      h("details", { class: "says", open: true }, h("summary", {}, "What the model says"),
-        verdictBox(result), this.objects ? quantitiesBox(result.object_label, result.quantities) : findingsBox(result),
-        doubtBox(result, this.model), this.#facts(), usedFor(this.model)));
+      this.blind
+        ? [h("section", { class: "card" }, h("h2", {}, "Read without the model"),
+          h("p", {}, "What the model says of this scan is not shown: a label that does not know it tells how often the model is right.")), this.#facts()]
+        : h("details", { class: "says", open: true }, h("summary", {}, "What the model says"), saysBoxes(result, this.model, this.#facts())));
   }
 
   #markHelp() {
@@ -109,7 +107,7 @@ export class Reading {
       h("p", { class: "soft" }, h("small", {}, "One click a nucleus (P), or outlines (O). Draw the marked part (R) unless you mark the whole image.")),
       h("div", { class: "row" },
         this.doubtful.length > 0 && h("button", { onclick: () => this.nextDoubtful() }, "Next doubtful part ", h("kbd", {}, "D")),
-        this.result.objects.length > 0 && h("button", { onclick: () => this.#takeObjects() }, "Correct the model’s outlines")),
+        !this.blind && this.result.objects.length > 0 && h("button", { onclick: () => this.#takeObjects() }, "Correct the model’s outlines")),
     ];
   }
 
@@ -135,7 +133,7 @@ export class Reading {
       ...(this.lease && { s: ["Skip, and say why", () => this.askSkip()] }),
       ...(Reading.last && !this.replaces && { c: ["Correct the last one", () => this.again(Reading.last)] }),
       ...tools,
-      ...(this.doubtful?.length && { d: ["Next doubtful part", () => this.nextDoubtful()] }),
+      ...(this.doubtful.length && { d: ["Next doubtful part", () => this.nextDoubtful()] }),
       Escape: ["Give back, to the list", () => this.escape()],
       ...viewerKeys(this.viewer),
     };
@@ -230,7 +228,7 @@ export class Reading {
       const { label_id } = await ask("POST", "/v1/labels", { json, headers: { "idempotency-key": this.key } });
       this.hold?.end();
       sessionStorage.removeItem(this.#draftKey);
-      Reading.last = { item_id: this.item.item_id, label_id, draft };
+      Reading.last = { item: this.item, label_id, draft };
       this.#close();
       note("Saved.", { seconds: 3 });
       await (this.lease ? this.next() : this.list());

@@ -11,7 +11,7 @@ export function verdictChip(verdict) {
 }
 
 /** The verdict, and why. */
-export function verdictBox({ verdict, reasons }) {
+function verdictBox({ verdict, reasons }) {
   const { sign, title, text } = VERDICTS[verdict];
   return h("section", { class: `verdict ${verdict}`, "aria-label": "Verdict" },
     h("h2", {}, h("span", { class: "sign", "aria-hidden": "true" }, sign), title),
@@ -20,7 +20,7 @@ export function verdictBox({ verdict, reasons }) {
 }
 
 /** The findings of a classifier; none where the model has no say. */
-export function findingsBox({ findings, verdict }) {
+function findingsBox({ findings, verdict }) {
   if (verdict === "refuse") return null;
   return h("section", { class: "card" }, h("h2", {}, "Findings"), findings.map((finding) => {
     const bar = h("meter", { min: 0, max: 1, value: finding.probability, "aria-label": `Probability of ${finding.label}` });
@@ -46,7 +46,7 @@ const QUANTITIES = [
 ];
 
 /** The quantities of a model that finds objects; what micrometres say is not said in pixels again. */
-export function quantitiesBox(label, quantities) {
+function quantitiesBox(label, quantities) {
   if (!quantities) return null;
   const micrometres = quantities.area_um2 !== null;
   const known = QUANTITIES.filter(([name]) => quantities[name] !== null && !(micrometres && name.endsWith("_px")));
@@ -55,7 +55,7 @@ export function quantitiesBox(label, quantities) {
 }
 
 /** How much error to expect, and where that lies among the images the model was checked on. `model` is one of /v1/models. */
-export function doubtBox(result, model) {
+function doubtBox(result, model) {
   const segments = (result.task ?? model?.card.task) === "segmentation";
   const rank = Math.round(result.loss_percentile);
   const calibration = model?.card.calibration;
@@ -77,8 +77,20 @@ export function doubtBox(result, model) {
     h("p", {}, h("small", {}, `Further away than ${far} of 100.`)));
 }
 
+/** All that a model says of an image, and what lies over it. `between` goes before for whom the model is made. */
+export function saysBoxes(result, model, ...between) {
+  const line = (text) => h("p", { class: "soft" }, h("small", {}, text));
+  return [
+    verdictBox(result),
+    result.task === "classification" ? findingsBox(result) : quantitiesBox(result.object_label, result.quantities),
+    result.heatmap && result.verdict !== "refuse" && line(`Warm colours: where the evidence for ${result.heatmap.label} lies.`),
+    result.doubtful_regions?.length > 0 && line("Dashed: the parts that the model doubts most."),
+    doubtBox(result, model), between, usedFor(model),
+  ];
+}
+
 /** For whom the model is meant: always beside what it says. */
-export function usedFor(model) {
+function usedFor(model) {
   if (!model) return null;
   const { population, not_seen: unseen, not_for: never } = model.card.intended_use;
   return h("section", { class: "soft" },

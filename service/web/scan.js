@@ -1,9 +1,9 @@
 // Drop a scan, and see what the model says of it.
 
-import { ask, bytesOf, query } from "./api.js";
-import { h, modelChoice, note, put } from "./dom.js";
+import { ask, blobOf, query } from "./api.js";
+import { choice, h, modelChoice, note, put } from "./dom.js";
 import { showKeys, setKeys } from "./keys.js";
-import { doubtBox, findingsBox, quantitiesBox, usedFor, verdictBox } from "./result.js";
+import { saysBoxes } from "./result.js";
 import { toolbar } from "./toolbar.js";
 import { Viewer, viewerKeys } from "./viewer.js";
 import { wordsOf } from "./words.js";
@@ -20,10 +20,8 @@ async function typeOf(file) {
   return TYPES[file.name.split(".").pop().toLowerCase()] ?? "application/dicom";
 }
 
-const blobOf = (picture) => new Blob([bytesOf(picture.data)], { type: picture.media_type });
-
-/** The view. `models` are those of /v1/models. Returns what ends it. */
-export function scanView(main, { models, mayScan }) {
+/** The view. `models` are those of /v1/models, `session` is who is signed in. Returns what ends it. */
+export function scanView(main, { models, mayScan, session }) {
   if (!mayScan) {
     put(main, h("div", { class: "plain" }, h("h1", {}, "Scan"), h("p", {}, "Your role reads what was flagged, and sends no scans. ",
       h("a", { href: "#worklist" }, "To the worklist"))));
@@ -32,6 +30,15 @@ export function scanView(main, { models, mayScan }) {
   let viewer = null;
   let asked = 0;
   let chosen = models[0];
+  let site = session.sites.find((name) => name === sessionStorage.getItem("site")) ?? "";
+  const setSite = (name) => {
+    site = name;
+    sessionStorage.setItem("site", name);
+  };
+  const names = [["", "not stated"], ...session.sites.map((name) => [name, name])];
+  const whichSite = () => session.sites.length > 0 && (session.site
+    ? h("span", {}, h("span", { class: "soft" }, "Site "), session.site)
+    : choice("Site", names, site, setSite));
   const whichModel = () => modelChoice(models, chosen, (model) => { chosen = model; });
   const input = h("input", { type: "file", id: "file", class: "visually-hidden", accept: ".dcm,.png,.jpg,.jpeg,application/dicom,image/png,image/jpeg" });
   const state = h("p", { role: "status" });
@@ -39,7 +46,7 @@ export function scanView(main, { models, mayScan }) {
     h("h1", {}, "Drop a scan here"),
     h("p", { class: "soft" }, "DICOM, PNG or JPEG. It goes to this service alone; names and numbers in its header are not kept."),
     h("p", {}, h("label", { class: "button primary", for: "file" }, "Choose a file"), input),
-    whichModel(),
+    h("div", { class: "row" }, whichSite(), whichModel()),
     state);
   const stage = h("div", { class: "stage" });
   const panel = h("aside", { class: "panel", "aria-label": "What the model says", hidden: true });
@@ -52,7 +59,7 @@ export function scanView(main, { models, mayScan }) {
     try {
       const model = chosen;
       const heatmap = model.card.task === "classification" ? "true" : undefined;
-      const path = "/v1/predict" + query({ model: model.name, picture: "true", heatmap });
+      const path = "/v1/predict" + query({ model: model.name, site, picture: "true", heatmap });
       const answer = await ask("POST", path, { body: file, type: await typeOf(file) });
       if (turn === asked) await show(answer, model);
     } catch (problem) {
@@ -70,17 +77,11 @@ export function scanView(main, { models, mayScan }) {
     const again = h("label", { class: "button", for: "file" }, "Another scan");
     put(stage, viewer.element, input);
     await viewer.show(blobOf(answer.picture), answer.picture);
-    const bar = toolbar(viewer, again, whichModel());
+    const bar = toolbar(viewer, again, whichSite(), whichModel());
     stage.prepend(bar);
-    if (answer.heatmap && answer.verdict !== "refuse") await viewer.heatmap(blobOf(answer.heatmap));
-    if (answer.objects) viewer.objects(answer);
+    await viewer.says(answer);
     panel.hidden = false;
-    put(panel, verdictBox(answer),
-      answer.task === "classification" ? findingsBox(answer) : quantitiesBox(answer.object_label, answer.quantities),
-      answer.heatmap && answer.verdict !== "refuse" && h("p", { class: "soft" }, h("small", {},
-        `Warm colours: where the evidence for ${answer.heatmap.label} lies.`)),
-      answer.doubtful_regions?.length > 0 && h("p", { class: "soft" }, h("small", {}, "Dashed: the parts that the model doubts most.")),
-      doubtBox(answer, model), usedFor(model));
+    put(panel, saysBoxes(answer, model));
     put(state, "");
     setKeys(viewerKeys(viewer));
     viewer.fit();

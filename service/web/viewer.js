@@ -2,6 +2,7 @@
 //
 // OpenLayers counts upwards, images count downwards: (x, y) in pixels of the image, from its upper left corner, is (x, -y) there.
 
+import { blobOf } from "./api.js";
 import { h, put } from "./dom.js";
 import { Picture, warm } from "./pixels.js";
 import { readPng } from "./png.js";
@@ -92,6 +93,12 @@ export class Viewer {
     const layer = new ol.layer.Vector({ source: new ol.source.Vector({ features }), style: outline(color, width, dash) });
     if (fades) this.opacity = 0.9;
     this.#over(layer, fades);
+  }
+
+  /** Draw what a result says of the image; nothing where the model has no say, but for the parts that it doubts. */
+  async says(result) {
+    if (result.heatmap && result.verdict !== "refuse") await this.heatmap(blobOf(result.heatmap));
+    if (result.objects) this.objects(result);
   }
 
   /** Draw what a model found, and dashed boxes around the parts that it doubts. */

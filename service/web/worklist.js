@@ -61,18 +61,25 @@ export function worklistView(main, { models }) {
     items.map((item, i) => [
       String(i + 1),
       h("ul", { class: "why" }, item.why.map(({ message }) => h("li", {}, message))),
-      verdictChip(item.verdict),
-      [h("meter", { min: 0, max: 100, value: item.loss_percentile, "aria-hidden": "true" }), h("small", {}, `higher than ${Math.round(item.loss_percentile)} of 100`)],
+      item.blind ? h("span", { class: "soft" }, "not shown") : verdictChip(item.verdict),
+      item.blind ? h("span", { class: "soft" }, "not shown")
+        : [h("meter", { min: 0, max: 100, value: item.loss_percentile, "aria-hidden": "true" }), h("small", {}, `higher than ${Math.round(item.loss_percentile)} of 100`)],
       item.site || h("span", { class: "soft" }, "none"),
       day(item.created_at),
       h("button", { "aria-label": `Read number ${i + 1}`, onclick: () => open(item) }, "Read"),
     ])));
 
+  /** An item with its result, its pixels, and where the evidence lies, if its reader is to see that. */
+  async function whole({ item_id, image_sha256, blind, verdict }) {
+    const heatmap = model.card.task === "classification" && !blind && verdict !== "refuse" ? "true" : undefined;
+    const detail = await ask("GET", `/v1/items/${item_id}` + query({ heatmap }));
+    return { detail, image: await ask("GET", `/v1/images/${image_sha256}`) };
+  }
+
   async function take(wanted) {
     try {
       const lease = await ask("POST", "/v1/worklist/lease", { json: { model: model.name, ...wanted } });
-      const detail = await ask("GET", `/v1/items/${lease.item.item_id}`);
-      const image = await ask("GET", `/v1/images/${lease.item.image_sha256}`);
+      const { detail, image } = await whole(lease.item);
       return { lease, detail: { ...detail, item: lease.item }, image };
     } catch (problem) {
       if (problem.code === "worklist_empty") note("Nothing is waiting any more. Thank you.");
@@ -98,12 +105,11 @@ export function worklistView(main, { models }) {
   const open = ({ item_id, why }) => read({ item_id }, why);
 
   /** Open what was sent last, to send it otherwise. */
-  async function again({ item_id, label_id, draft }) {
+  async function again({ item, label_id, draft }) {
     try {
-      const detail = await ask("GET", `/v1/items/${item_id}`);
-      const image = await ask("GET", `/v1/images/${detail.item.image_sha256}`);
+      const given = await whole(item);
       await reading?.leave();
-      reading = new Reading(main, { lease: null, detail, image, model, next, list, again, replaces: label_id, draft });
+      reading = new Reading(main, { lease: null, ...given, model, next, list, again, replaces: label_id, draft });
       await reading.begin();
     } catch (problem) {
       note(wordsOf(problem), { bad: true });

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.card import Finding, card_bytes, read_package
@@ -21,6 +22,20 @@ def write(folder: Path, version: str, name: str = "tiny", **change: Any) -> Path
     card = tiny_card(graph, name).model_copy(update={"version": version} | change)
     (folder / "model.onnx").write_bytes(graph)
     (folder / "card.json").write_bytes(card_bytes(card))
+    return folder
+
+
+def vivid(folder: Path, name: str = "tiny") -> Path:
+    """Write a package whose heatmap is what is bright in the image, for the finding, and what is dark, against it."""
+    write(folder, "1.0.0", name)
+    model = onnx.load(folder / "model.onnx")
+    (drawn,) = [node for node in model.graph.node if "heatmap" in node.output]
+    model.graph.node.remove(drawn)
+    model.graph.node.append(onnx.helper.make_node("Neg", ["pooled"], ["dark"]))
+    model.graph.node.append(onnx.helper.make_node("Concat", ["dark", "pooled"], ["heatmap"], axis=1))
+    graph = model.SerializeToString()
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "card.json").write_bytes(card_bytes(tiny_card(graph, name)))
     return folder
 
 

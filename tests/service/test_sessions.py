@@ -182,13 +182,13 @@ def test_it_outlives_a_restart_but_not_its_token(make_site: Any, connect: Any, t
 def test_who_may_sign_in(guarded: Any, tokens: dict[str, str]) -> None:
     assert sign_in(guarded, "ovr_wrong").json()["code"] == "unauthenticated"
     assert sign_in(guarded, tokens["device"]).json()["code"] == "forbidden"
-    nobody = {"open": False, "role": None, "name": "", "expires_at": None}
+    nobody = {"open": False, "role": None, "name": "", "site": "", "sites": [], "expires_at": None}
     assert guarded.get("/v1/session").json() == nobody
 
 
 def test_nobody_signs_in_to_an_open_site(client: Any) -> None:
     told = client.get("/v1/session").json()
-    assert told == {"open": True, "role": "operator", "name": "", "expires_at": None}
+    assert told == {"open": True, "role": "operator", "name": "", "site": "", "sites": [], "expires_at": None}
     assert sign_in(client, "ovr_x").json()["code"] == "bad_request"
 
 
