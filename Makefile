@@ -36,12 +36,14 @@ types: .venv-dev/.done  ## Static types
 contracts: .venv-dev/.done  ## Which part may import which
 	.venv-dev/bin/lint-imports
 
-# Two test processes share two cores, so that neither may start threads of its own for numbers; what starts servers, kills
-# them or drives a browser runs one test at a time.
-SPREAD = tests/benchmarks tests/contract tests/fuzz tests/models tests/service tests/training
+# Two test processes share two cores, so that neither may start threads of its own for numbers. Files go to them in this order:
+# what takes longest first. What measures a capacity, or takes a port that a page of the docs names, has the machine to itself.
+FIRST = tests/e2e tests/page tests/training tests/models
+SPREAD = $(FIRST) $(filter-out $(FIRST) %__pycache__,$(patsubst %/,%,$(sort $(wildcard tests/*/))))
+ALONE = $(wildcard $(patsubst %,tests/e2e/test_%.py,overload replicas tutorial))
 unit: .venv/.done .venv-dev/.done  ## The tests alone
-	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n 2 --dist loadfile $(SPREAD)
-	.venv-dev/bin/pytest $(addprefix --ignore=,$(SPREAD))
+	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(SPREAD) $(addprefix --ignore=,$(ALONE))
+	.venv-dev/bin/pytest $(ALONE)
 
 # The long figure of each row of docs/reliability.md that has one; make test-long-5 is that of row 5.
 LONG_1 = OVERREAD_REQUESTS=50000 tests/e2e/test_malformed_http.py
