@@ -10,8 +10,10 @@ from models.errors import Refusal
 VERBS: dict[str, tuple[str, str]] = {
     "serve": ("service.serve:main", "serve the shipped models over HTTP"),
     "predict": ("models.batch:main", "predict for files or folders, without a server"),
+    "score": ("service.score:main", "score a whole archive into Parquet, on this machine or a Ray cluster"),
     "select": ("models.pool:main", "choose what to annotate of a pool of images"),
     "certify": ("models.certify:main", "measure a model at a site, with intervals, from a small sample of labels"),
+    "certify worklist": ("service.certify:main", "measure it from the labels of the worklist's random share"),
     "plan": ("training.plan:main", "how many labels a target needs, from a learning curve of your own data"),
     "example": ("models.example:main", "write a drawn chest X-ray as DICOM, to have something to send"),
     "watch": ("service.watch:main", "analyse what arrives in an archive (PACS) and store the results there"),
@@ -29,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "erase": ("service.erase:main", "remove all that there is of a patient"),
     "backup": ("service.backup:backup_main", "write the whole state into a folder, while the service runs"),
     "restore": ("service.backup:restore_main", "make the state folder of a backup"),
+    "migrate-database": ("service.migrate_database:main", "copy a site's SQLite database into PostgreSQL"),
     "train classifier": ("training.classifier:main", "train a classifier and its loss-prediction module"),
     "train segmenter": ("training.segmenter:main", "train a segmenter from points or masks"),
     "adapt": ("training.adapt:main", "adapt a trained classifier to a new hospital, without labels or with a few"),
@@ -40,7 +43,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> ("module:function", what it does). The function takes the remaining arguments and returns an exit code."""
 
-EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "matplotlib", "onnxscript"), "train") | {"pynetdicom": "dimse"}
+EXTRAS = dict.fromkeys(("torch", "lightning", "monai", "sklearn", "matplotlib", "onnxscript"), "train") | {
+    "pynetdicom": "dimse", "pyarrow": "score", "ray": "score",
+}  # fmt: skip
 """Library -> the extra that brings it."""
 
 

@@ -42,6 +42,7 @@ ACTIONS: dict[str, str] = {
     "image_erased": "All of an image was erased. Subject: the image.",
     "results_expired": "Results were removed because of their age. Number: images.",
     "backup_made": "A backup was begun.",
+    "database_migrated": "The database was copied from SQLite to PostgreSQL. Number: rows.",
     "backup_restored": "This state folder was made from a backup. Subject: the backup's digest.",
 }
 """What can be noted, and what a row's subject is then. ``docs/operations.md`` lists them."""

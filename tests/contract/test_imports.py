@@ -34,6 +34,7 @@ DOORS = {
         "service/intake.py",
         "service/items.py",
         "service/label_export.py",
+        "service/migrate_database.py",
         "service/label_studio_tasks.py",
         "service/labels.py",
         "service/leases.py",
