@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS, ModelCard, read_package
 from models.errors import Refusal
 from models.image import Image
+from models.microbatch import MicroBatches
 from models.postprocess import Prediction, RawOutputs, predictions
 from models.preprocess import preprocess
+
+CUDA = "CUDAExecutionProvider"
+"""What onnxruntime calls NVIDIA's GPUs."""
 
 
 def _refuse_external_data(graph: bytes) -> None:
@@ -39,6 +43,9 @@ class Graph:
         Threads inside one call. Serving uses one a session and several sessions' calls side by side, which scales better.
     outputs : tuple of str
         What the graph must yield: a classifier's or a segmenter's.
+    binding : bool or None
+        Whether inputs and outputs are bound to the session before it runs, so that only the outputs that are wanted leave the
+        GPU's memory, and each once; None where a GPU runs.
 
     Raises
     ------
@@ -46,13 +53,17 @@ class Graph:
         ``package_invalid`` if it is no graph, keeps data outside the file, or lacks an input or output.
     """
 
-    def __init__(self, graph: bytes, threads: int = 1, outputs: tuple[str, ...] = GRAPH_OUTPUTS) -> None:
+    def __init__(
+        self, graph: bytes, threads: int = 1, outputs: tuple[str, ...] = GRAPH_OUTPUTS, *, binding: bool | None = None
+    ) -> None:
         _refuse_external_data(graph)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in ort.get_available_providers()]
+        wanted = [name for name in (CUDA, "CPUExecutionProvider") if name in ort.get_available_providers()]
+        if CUDA in wanted:
+            ort.preload_dlls()  # CUDA and cuDNN as pip installs them, which the loader does not find by itself
         try:
             self.session = ort.InferenceSession(graph, options, providers=wanted)
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
@@ -65,10 +76,28 @@ class Graph:
         # onnxruntime-gpu falls back to the CPU without an error: what runs is what the session says, not what was asked.
         self.provider: str = self.session.get_providers()[0]
         self.outputs = outputs
+        self._binding = self.provider == CUDA if binding is None else binding
+        self._gathered: MicroBatches | None = None
+
+    def gather(self, most: int, seconds: float) -> None:
+        """From now on, run images of calls that come within ``seconds`` of each other together, ``most`` at once."""
+        self._gathered = MicroBatches(self._at_once, most, seconds)
 
     def values(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Run the graph on ``tensor``, float32, shape (N, C, H, W); return its outputs in their order."""
-        values: list[NDArray[np.float32]] = self.session.run(list(self.outputs), {GRAPH_INPUT: tensor})
+        return self._at_once(tensor) if self._gathered is None else self._gathered.values(tensor)
+
+    def _at_once(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        values: list[NDArray[np.float32]]
+        if not self._binding:
+            values = self.session.run(list(self.outputs), {GRAPH_INPUT: tensor})
+            return values
+        binding = self.session.io_binding()
+        binding.bind_cpu_input(GRAPH_INPUT, np.ascontiguousarray(tensor))
+        for name in self.outputs:
+            binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        values = binding.copy_outputs_to_cpu()
         return values
 
     def run(self, tensor: NDArray[np.float32]) -> RawOutputs:

@@ -176,6 +176,8 @@ class Lineup:
 
     def _load(self, folder: Path) -> Served:
         predictor = load_model(folder, self._trusted)
+        if self._settings.batch > 1:
+            predictor.graph.gather(self._settings.batch, self._settings.batch_wait_seconds)
         self._store.register(predictor)  # before any result of it can be stored
         return Served.of(predictor, self._settings)
 

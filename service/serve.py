@@ -71,5 +71,5 @@ def main(argv: list[str]) -> int:
     print(*_lines_to_try(cards, settings.state, url), sep="\n", flush=True)
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Overread", "--host", host, "--port", str(options.port)]
     command += ["--timeout-graceful-shutdown", str(GRACE_SECONDS), "--working-dir", str(Path(__file__).parents[1])]
-    environment = child_environment(settings.state.absolute(), options.workers)
+    environment = child_environment(settings.state.absolute(), options.workers, options.port)
     os.execve(sys.executable, command, environment)  # noqa: S606  (no shell; the arguments are ours)

@@ -63,6 +63,12 @@ class Settings(BaseModel):
     deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         30.0, description="Longest wait in the queue; after it the answer is 503 without work done."
     )
+    batch: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Images of several requests that go through a model together; more than 1 is for GPUs."
+    )
+    batch_wait_seconds: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.002, description="Longest wait of an image for others to go with, where OVERREAD_BATCH is more than 1."
+    )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(64 * 1024 * 1024, description="Largest request body; larger is 413.")
     body_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         30.0, description="Longest time a client may take to send a body; after it the answer is 408."
@@ -300,12 +306,15 @@ def keep_temporary_files(state: Path) -> None:
     os.environ["SQLITE_TMPDIR"] = str(state.absolute())
 
 
-def child_environment(state: Path, workers: int) -> dict[str, str]:
-    """Return the environment in which ``bentoml serve`` is started: no tracking, no proxies, its files under ``state``."""
+def child_environment(state: Path, workers: int, port: int) -> dict[str, str]:
+    """Return the environment in which ``bentoml serve`` is started: no tracking, no proxies, its files under ``state``.
+
+    A start empties the folder of its workers' metrics, so replicas that share ``state`` must not share that: it is a port's own.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in PROXIES}
-    home = state / "bentoml"
+    home = state / "bentoml" / str(port)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)  # the mode is the last folder's only, so this comes first
-    home.mkdir(exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     return environment | {
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(home),

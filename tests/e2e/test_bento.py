@@ -74,10 +74,10 @@ def test_a_stray_file_is_seen(tmp_path: Path) -> None:
 
 def test_its_packages_are_the_pinned_ones() -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().lower().replace("_", "-").split())
-    for file, runtime in (("bentofile.yaml", "onnxruntime-gpu"), ("bentofile.cpu.yaml", "onnxruntime")):
+    for file, runtime in (("bentofile.yaml", "onnxruntime-gpu[cuda,cudnn]"), ("bentofile.cpu.yaml", "onnxruntime")):
         packages = dict(line.split("==") for line in yaml.safe_load((ROOT / file).read_text())["python"]["packages"])
         assert runtime in packages
-        packages.pop("onnxruntime-gpu", None)
+        packages.pop("onnxruntime-gpu[cuda,cudnn]", None)
         assert packages == {name: pinned[name] for name in packages}
 
 

@@ -118,10 +118,11 @@ def test_proxies_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_child_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     state = tmp_path / "new" / "state"
-    child = child_environment(state, 3)
+    child = child_environment(state, 3, 3000)
     assert not set(PROXIES) & set(child)
     assert child["BENTOML_DO_NOT_TRACK"] == "True"
     assert child["OVERREAD_STATE"] == str(state)
     assert Path(child["BENTOML_HOME"]).is_dir()
+    assert child_environment(state, 3, 3001)["BENTOML_HOME"] != child["BENTOML_HOME"], "replicas empty each other's metrics"
     # The folder will hold the database: nobody else on the machine may look into it.
     assert state.stat().st_mode & 0o777 == 0o700
