@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import pytest
 
 from service.settings import shipped_models
 from tests.conftest import ROOT, Server, require
+from tests.shell_blocks import URL, blocks, is_for_elsewhere, run_block
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-URL = "http://127.0.0.1:3000"
+BLOCKS = blocks(README)
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +28,7 @@ def run(block: str, live: Server, folder: Path) -> subprocess.CompletedProcess[s
     """Run a block in ``folder`` as a newcomer's shell would, but for the port."""
     for tool in ("bash", "curl"):
         require(tool)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "OVERREAD_STATE": str(folder / "state")}
-    script = "set -euo pipefail\n" + block.replace(URL, live.url)
-    return subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    return run_block(block, folder, live.url, folder / "state")
 
 
 def test_it_opens_with_the_two_commands() -> None:
@@ -53,10 +46,8 @@ def test_make_targets_exist() -> None:
 def test_every_block_runs(live: Server, tmp_path: Path) -> None:
     shown = {}
     for block in BLOCKS[1:]:
-        if "overread train" in block:
-            continue  # half an hour; test_the_training_commands_are_the_documented_ones and tests/training stand for it
-        if "make pacs" in block:
-            continue  # it runs until it is stopped, and installs; tests/e2e/test_pacs.py stands for what it starts
+        if is_for_elsewhere(block):
+            continue  # tests/e2e/test_pacs.py, tests/training and the test below stand for them
         done = run(block, live, tmp_path)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
         shown[block.split()[1]] = done.stdout
@@ -74,7 +65,7 @@ def test_the_training_commands_are_those_that_are_tested() -> None:
     """``docs/training.md`` gives the same commands, and tests/training runs those on drawn images."""
 
     def commands(text: str) -> list[str]:
-        (block,) = [block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "overread train classifier" in block]
+        (block,) = [block for block in blocks(text) if "overread train classifier" in block]
         joined = block.replace("\\\n", " ")
         return [" ".join(line.split("#")[0].split()) for line in joined.splitlines() if line.startswith("overread")]
 
