@@ -174,6 +174,7 @@ class Postgresql:
             fsync = connection.execute(_SESSION).fetchone()[0]
             connection.commit()
             if fsync != "on":
+                connection.close()
                 raise Refusal("config_invalid", "The database's server has fsync off: what it confirms could be lost.")
 
         return engine
