@@ -79,6 +79,12 @@ def load_model(folder: Path, trusted: Sequence[PublicKey] = ()) -> AnyPredictor:
     return SegmenterPredictor(card, graph, sha256)
 
 
+def is_image_name(name: str) -> bool:
+    """Tell whether a file inside a folder is taken for an image by its name; DICOM files are often named by their UID."""
+    suffix = Path(name).suffix.lower()
+    return not name.startswith(".") and (suffix in SUFFIXES or suffix[1:].isdecimal())
+
+
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the files named, and those inside the folders named, in order of path.
 
@@ -89,11 +95,7 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from sorted(
-                item
-                for item in path.rglob("*")
-                if item.is_file() and item.suffix.lower() in SUFFIXES and not item.name.startswith(".")
-            )
+            yield from sorted(item for item in path.rglob("*") if is_image_name(item.name) and item.is_file())
         elif path.exists():
             yield path
         else:
@@ -127,9 +129,15 @@ def read_file(path: Path, spec: InputSpec, *, whole: bool = False, region: Box |
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
-        image = read_image(path.read_bytes(), target=None if whole else (spec.height, spec.width), region=region)
+        data = path.read_bytes()
     except OSError as error:
         raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
+    return read_bytes(data, spec, whole=whole, region=region)
+
+
+def read_bytes(data: bytes, spec: InputSpec, *, whole: bool = False, region: Box | None = None) -> tuple[Image, list[str]]:
+    """Read the bytes of a file, as :func:`read_file` says."""
+    image = read_image(data, target=None if whole else (spec.height, spec.width), region=region)
     return image, [code for code, _ in check_accepted(image, spec)]
 
 
@@ -143,8 +151,8 @@ def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = Non
     try:
         image, notes = read_file(path, predictor.card.input, whole=not isinstance(predictor, Predictor), region=region)
         if isinstance(predictor, Predictor):
-            return row | _classified(image, predictor, notes)
-        collection, found = _segmented(image, predictor, notes, region)
+            return row | classified(image, predictor, notes)
+        collection, found = segmented(image, predictor, notes, region)
     except Refusal as refusal:
         return row | {"error": refusal.code, "detail": refusal.detail}
     if objects is not None:
@@ -165,7 +173,8 @@ def _doubts(prediction: Any, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _classified(image: Image, predictor: Predictor, notes: list[str]) -> dict[str, Any]:
+def classified(image: Image, predictor: Predictor, notes: list[str]) -> dict[str, Any]:
+    """Return the row of an image without its file: identity, probabilities, what is called positive, doubts and verdict."""
     (prediction,) = predictor.predict([image])
     judgement = judge(prediction, predictor.card.triage, notes)
     row = _identity(image, predictor)
@@ -174,10 +183,10 @@ def _classified(image: Image, predictor: Predictor, notes: list[str]) -> dict[st
     return row | _doubts(prediction, judgement)
 
 
-def _segmented(
-    image: Image, predictor: SegmenterPredictor, notes: list[str], region: Box | None
+def segmented(
+    image: Image, predictor: SegmenterPredictor, notes: list[str], region: Box | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the objects as GeoJSON, and the row."""
+    """Return the objects as GeoJSON, and the row without its file, with nested quantities, tiles and objects."""
     from models.geojson import feature_collection
     from models.quantities import quantities
 

@@ -63,6 +63,7 @@ CODES: dict[str, str] = {
     "burned_in_annotation": "An image is said to hold writing in its pixels, which may be a patient's name.",
     "too_few_labels": "There are too few labels for an interval.",
     "one_class": "The labels are all of one class.",
+    "cluster_unavailable": "The Ray cluster cannot be reached, or did not start; what was done is kept.",
     "folder_unavailable": "The folder went away while it was read; what was done is kept.",
     "data_invalid": "The data does not fit what was asked; the message names the row.",
     "config_invalid": "A setting is missing or out of range.",

@@ -173,8 +173,9 @@ class Archive:
         return _page(self._json(f"{self._orthanc}/changes?last"))
 
     def search(self, since: str, offset: int, modality: str = "") -> list[Place]:
-        """Return instances of studies of a date (YYYYMMDD) or later, by QIDO-RS; a page, which is empty at the end."""
-        query = f"StudyDate={since}-&limit={PAGE}&offset={offset}" + (f"&Modality={quote(modality)}" if modality else "")
+        """Return instances of studies of a date (YYYYMMDD) or later, or of all, by QIDO-RS; a page, which is empty at the end."""
+        query = f"StudyDate={since}-&" if since else ""
+        query += f"limit={PAGE}&offset={offset}" + (f"&Modality={quote(modality)}" if modality else "")
         found = self._json(f"{self._web}/instances?{query}")
         if not isinstance(found, list):
             raise _refused("The archive's list of instances is malformed.")

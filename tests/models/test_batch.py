@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models.batch import MAX_FILE_BYTES, main
+from models.batch import MAX_FILE_BYTES, find_files, main
 from models.errors import Refusal
 from models.example import tissue_phantom
 from models.imaging import read_image
@@ -65,6 +65,12 @@ def test_a_file_named_outright_is_read_whatever_its_ending(folder: Path, package
     out = tmp_path / "results.jsonl"
     assert main([str(folder / "notes.txt"), "--out", str(out), "--model", str(package)]) == 1
     assert json.loads(out.read_text())["error"] == "not_decodable"
+
+
+def test_files_named_by_a_uid_are_found(tmp_path: Path) -> None:
+    for name in ("1.2.840.113619.2.55", "IM0001", "a.PNG", "notes.txt", "a.v2", ".1.2.3"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_files([tmp_path])] == ["1.2.840.113619.2.55", "IM0001", "a.PNG"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""What scoring an archive on Ray Data costs over a bare loop on the same files, starting Ray included, turn by turn.
+
+python benchmarks/score.py --data FOLDER --scale small
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import report
+from models.batch import DEFAULT_MODEL, find_files, load_model, predict_file
+from service.score_rows import rows_of
+
+SCALES = {"smoke": (24, 1), "small": (10_000, 3)}
+"""Images, and repeats."""
+WORKERS = 2
+SHARE = 1 / 1.3
+"""Of the run's time that the bare loop has to take at least."""
+PAGE = report.ROOT / "docs" / "score.md"
+
+
+def archive(images: Sequence[Path], number: int, folder: Path) -> Path:
+    """Make an archive of so many files: links to images, evenly drawn and repeated in turn where there are too few."""
+    step = max(len(images) // number, 1)
+    chosen = images[::step]
+    for index in range(number):
+        image = chosen[index % len(chosen)].resolve()
+        below = folder / f"{index // 1000:03d}"
+        below.mkdir(parents=True, exist_ok=True)
+        (below / f"{index:06d}{image.suffix}").symlink_to(image)
+    return folder
+
+
+def loop(folder: Path) -> int:
+    """Read, decode and predict every file with two threads and one session, as short as it can be written; return how many."""
+    predictor = load_model(DEFAULT_MODEL)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return sum("error" not in row for row in pool.map(lambda path: predict_file(path, predictor), find_files([folder])))
+
+
+def scored(folder: Path, out: Path) -> int:
+    """Run the command; return how many files have a score."""
+    command = [sys.executable, "-m", "models.cli", "score", str(folder), "--out", str(out), "--workers", str(WORKERS)]
+    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode not in {0, 1}:
+        raise RuntimeError(done.stderr[-2000:])
+    parts = sorted(out.glob("part-*.parquet"))
+    return sum(row["error"] is None for part in parts for row in rows_of(part.read_bytes(), ["error"]))
+
+
+def timed(call: Callable[[], int]) -> tuple[int, float, float]:
+    """Return what a call returns, its seconds, and the processors that this process got in them."""
+    began, started = time.process_time(), time.perf_counter()
+    value = call()
+    seconds = time.perf_counter() - started
+    return value, seconds, (time.process_time() - began) / seconds
+
+
+def measure(images: Sequence[Path], number: int, repeats: int, work: Path) -> list[dict[str, Any]]:
+    """Time both, one after the other, each repeat in the other order."""
+    folder = archive(images, number, work / "archive")
+    taken: dict[str, list[float]] = {"loop": [], "score": []}
+    cores = []
+    for repeat in tqdm(range(repeats), desc="repeats", file=sys.stderr):
+        out = work / f"scores-{repeat}"
+        calls: dict[str, Callable[[], int]] = {"loop": lambda: loop(folder), "score": lambda out=out: scored(folder, out)}  # type: ignore[misc]
+        counts = {}
+        for name in list(calls)[:: 1 if repeat % 2 == 0 else -1]:
+            counts[name], seconds, got = timed(calls[name])
+            taken[name].append(seconds)
+            cores += [got] if name == "loop" else []
+        if counts["loop"] != counts["score"]:
+            raise RuntimeError(f"the loop predicted {counts['loop']} files and the command {counts['score']}")
+    rows = []
+    for name, values in taken.items():
+        ratios = np.array(values) / np.array(taken["loop"])
+        rows.append({
+            "run": name, "images": number, "seconds": round(float(np.median(values)), 2),
+            "images_per_second": round(number / float(np.median(values)), 1), "ratio": round(float(np.median(ratios)), 4),
+            "low": round(float(ratios.min()), 4), "high": round(float(ratios.max()), 4),
+            "loop_cores": round(float(np.median(cores)), 2), "repeats": repeats,
+        })  # fmt: skip
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as Markdown."""
+    cells = [
+        [row["run"], row["images"], row["seconds"], row["images_per_second"],
+         f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
+        for row in rows
+    ]  # fmt: skip
+    return report.markdown(["run", "images", "seconds", "images/s", "ratio to the loop (lowest to highest)"], cells)
+
+
+def draw(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw both times as ratios to the loop, with their spread; the line is the goal."""
+    middle = [row["ratio"] for row in rows]
+    spread = [[row["ratio"] - row["low"] for row in rows], [row["high"] - row["ratio"] for row in rows]]
+    axes.barh([row["run"] for row in rows], middle, xerr=spread, color="#4c78a8")
+    axes.axvline(1 / SHARE, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"time, as a ratio to the loop's ({rows[0]['images']} images)")
+
+
+def main() -> None:
+    """Measure, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds cxr/")
+    parser.add_argument("--scale", choices=tuple(SCALES), required=True)
+    options = parser.parse_args()
+    number, repeats = SCALES[options.scale]
+    images = [path for path in find_files([options.data / "cxr"]) if path.suffix]
+    with tempfile.TemporaryDirectory() as work:
+        rows = measure(images, number, repeats, Path(work))
+    by_run = {row["run"]: row for row in rows}
+    goals = [
+        report.goal("share of the bare loop in the time of scoring", 1 / by_run["score"]["ratio"], round(SHARE, 4)),
+        report.goal("a quiet machine: cores that the loop got, of 2", by_run["loop"]["loop_cores"], 1.8),
+    ]
+    print(table(rows))
+    file = report.write("score", options.scale, [0], rows, goals)
+    print(report.plot(file, lambda axes: draw(axes, rows)))
+    if options.scale == "small":
+        report.fill(PAGE, "score", report.verdicts(goals) + "\n\n" + table(rows))
+
+
+if __name__ == "__main__":
+    main()

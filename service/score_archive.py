@@ -1,0 +1,237 @@
+"""What an archive holds, and its bytes: a folder, a DICOMDIR or a DICOMweb address, listed once and then read file by file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+from urllib.parse import quote, unquote
+
+from pydicom import dcmread
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from models.batch import MAX_FILE_BYTES, is_image_name
+from models.errors import Refusal
+from models.imaging import refusing
+from service.dicomweb import Archive
+from service.places import Place
+from service.settings import Settings
+
+T = TypeVar("T")
+DICOMDIR = "DICOMDIR"
+AWAY = frozenset({"archive_unavailable", "folder_unavailable"})
+"""Codes that say nothing about a file: all of it is gone, for now."""
+PAUSES = (1.0, 2.0, 4.0)
+"""Seconds between attempts at an archive that does not answer."""
+_LOST = frozenset({errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENXIO})
+"""What a lost mount gives in the place of a file's bytes."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a file, and their SHA-256; without bytes where the file is larger than what is read."""
+
+    data: bytes | None
+    sha256: str
+
+
+class Source(Protocol):
+    """An archive. A name is bytes: of a file, its path from the archive's folder; of an instance, its path at the address."""
+
+    @property
+    def key(self) -> str:
+        """Which archive it is, as text that is only ever hashed: it may hold a patient's name."""
+
+    def names(self) -> list[bytes]:
+        """List what there is to score, in order, each once.
+
+        Raises
+        ------
+        Refusal
+            ``data_invalid``, ``folder_unavailable``, ``archive_unavailable`` or ``archive_refused`` if it cannot be listed whole.
+        """
+
+    def read(self, name: bytes) -> Content:
+        """Return the bytes of one.
+
+        Raises
+        ------
+        Refusal
+            One of :data:`AWAY` if the archive is gone; another code if this one cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of image files, with its subfolders; ``index`` is the DICOMDIR that lists it, if it is read by one."""
+
+    root: Path
+    index: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """The resolved path."""
+        return f"folder {os.fspath((self.index or self.root).resolve())!r}"
+
+    def names(self) -> list[bytes]:
+        """List the files, in the order of their paths' bytes; a DICOMDIR's without those that it says are no images."""
+        found = sorted(self._listed() if self.index else self._walked())
+        if not found:
+            raise Refusal("data_invalid", "The archive holds no image file.")
+        return found
+
+    def _walked(self) -> Iterator[bytes]:
+        def fail(error: OSError) -> None:
+            _check_there(self.root)
+            raise Refusal("data_invalid", f"A folder inside of the archive cannot be read ({type(error).__name__}).") from error
+
+        for folder, below, files in os.walk(self.root, onerror=fail):
+            below[:] = [name for name in below if not name.startswith(".")]
+            for name in files:
+                path = Path(folder, name)
+                try:
+                    if is_image_name(name) and name.upper() != DICOMDIR and path.is_file():
+                        yield os.fsencode(path.relative_to(self.root).as_posix())
+                except OSError as error:
+                    fail(error)
+
+    def _listed(self) -> set[bytes]:
+        assert self.index is not None
+        with refusing():
+            try:
+                directory = dcmread(self.index)
+            except OSError as error:
+                _check_there(self.root)
+                raise Refusal("data_invalid", f"The DICOMDIR cannot be read ({type(error).__name__}).") from error
+            if directory.file_meta.MediaStorageSOPClassUID != MediaStorageDirectoryStorage:
+                raise Refusal("data_invalid", "The file is no DICOMDIR; name the folder that holds it instead.")
+            found = set()
+            for record in directory.DirectoryRecordSequence:
+                if record.DirectoryRecordType == "IMAGE" and record.get("RecordInUseFlag") != 0:
+                    parts = record.get("ReferencedFileID") or ""
+                    found.add(self._inside([parts] if isinstance(parts, str) else list(parts)))
+            return found
+
+    def _inside(self, parts: list[str]) -> bytes:
+        if not parts or any(part in {"", ".", ".."} or "/" in part or "\0" in part for part in parts):
+            raise Refusal("data_invalid", "The DICOMDIR names a file outside of its folder.")
+        name = "/".join(parts)
+        # A disc without Rock Ridge names is shown in small letters
+        return os.fsencode(name.lower() if not (self.root / name).exists() and (self.root / name.lower()).exists() else name)
+
+    def read(self, name: bytes) -> Content:
+        """Read a file of the archive."""
+        path = self.root / os.fsdecode(name)
+        try:
+            with path.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+                    return Content(None, hashlib.file_digest(stream, "sha256").hexdigest())
+                data = stream.read()
+        except OSError as error:
+            if error.errno in _LOST:
+                raise _gone() from error
+            _check_there(self.root)
+            if self.index is None and isinstance(error, FileNotFoundError):  # listed there: a mount below the root may be lost
+                _check_there(path.parent)
+            raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
+        return Content(data, hashlib.sha256(data).hexdigest())
+
+
+def _gone() -> Refusal:
+    return Refusal("folder_unavailable", "The archive's folder went away; what was scored is kept. Give the command again.")
+
+
+def _check_there(folder: Path) -> None:
+    """Tell a file that cannot be read from a folder that went away: what a lost mount leaves is missing, dead or empty."""
+    try:
+        with os.scandir(folder) as entries:
+            there = next(entries, None) is not None
+    except OSError as error:
+        raise _gone() from error
+    if not there:
+        raise _gone()
+
+
+@dataclass(frozen=True)
+class Web:
+    """A DICOMweb archive. Its address stands in the settings, with the credentials' files, which each node reads by itself."""
+
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """The address, and which modalities are asked for."""
+        return f"dicomweb {self.settings.pacs_url} {sorted(self.settings.pacs_modalities)}"
+
+    @cached_property
+    def _archive(self) -> Archive:
+        return Archive(self.settings)
+
+    def __getstate__(self) -> dict[str, Settings]:
+        """Leave the connection here when it goes to another process."""
+        return {"settings": self.settings}
+
+    def names(self) -> list[bytes]:
+        """List the instances by QIDO-RS."""
+        found: set[bytes] = set()
+        for modality in self.settings.pacs_modalities or ("",):
+            offset = 0
+            while page := _patiently(partial(self._archive.search, "", offset, modality)):
+                found.update(_name(place) for place in page)
+                offset += len(page)
+        if not found:
+            raise Refusal("data_invalid", "The archive holds no instance that the settings ask for.")
+        return sorted(found)
+
+    def read(self, name: bytes) -> Content:
+        """Fetch an instance by WADO-RS."""
+        _, study, _, series, _, instance = (unquote(part) for part in name.decode().split("/"))
+        data = _patiently(partial(self._archive.retrieve, Place(instance, study, series, instance)))
+        return Content(data, hashlib.sha256(data).hexdigest())
+
+
+def _name(place: Place) -> bytes:
+    uids = (quote(uid, safe="") for uid in (place.study_uid, place.series_uid, place.sop_instance_uid))
+    return "studies/{}/series/{}/instances/{}".format(*uids).encode()
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call again after a pause while the archive does not answer, a few times."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except Refusal as refusal:
+            if refusal.code != "archive_unavailable":
+                raise
+        time.sleep(pause)
+    return call()
+
+
+def open_source(archive: str, settings: Settings) -> Source:
+    """Return the archive that a command names: an address, a folder, or the file of a DICOMDIR.
+
+    Raises
+    ------
+    Refusal
+        ``data_invalid`` if there is none, ``folder_unavailable`` if it does not answer, ``config_invalid`` for an address that
+        the settings do not allow.
+    """
+    if archive.startswith(("http://", "https://")):
+        web = Web(settings.model_copy(update={"pacs_url": archive, "pacs_orthanc_url": None}))
+        web._archive  # noqa: B018  (what the settings do not allow is told before anything starts)
+        return web
+    path = Path(archive)
+    try:
+        if path.is_dir():
+            return Folder(path)
+        if path.is_file():
+            return Folder(path.parent, path)
+    except OSError as error:
+        raise _gone() from error
+    raise Refusal("data_invalid", "ARCHIVE is no folder, no DICOMDIR and no address (http:// or https://).")
