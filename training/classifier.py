@@ -33,6 +33,8 @@ from training.style import adversarial_optimizer, style_steps
 PARTS = ("classifier", "loss_prediction")
 METHODS = ("backbone", "style", "normalization", "loss_prediction")
 """Fields of the config that the command line offers by their names."""
+SIZES = ("steps_per_epoch", "batch_size")
+"""The same, numbers."""
 
 
 class ClassifierTraining(lightning.LightningModule):
@@ -198,9 +200,9 @@ def _command(config: RunConfig, options: argparse.Namespace, sources: Sources) -
     words += ["--domains", *config.domains, "--leave-out", *config.leave_out]
     words += ["--classes", *config.classes, "--finding", config.finding, "--input", options.input.name]
     words += ["--epochs", str(config.epochs), "--precision", config.precision, "--seed", str(config.seed)]
-    for name in METHODS:
+    for name in (*METHODS, *SIZES):
         if getattr(config, name) != RunConfig.model_fields[name].default:
-            words += [f"--{name.replace('_', '-')}", getattr(config, name)]
+            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
     if config.start_sha256 is not None:
         words += ["--weights", "WEIGHTS"]
     return shlex.join([*words, "--out", "RUN"])
@@ -234,7 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", type=Path, required=True, help="JSON file: how an image becomes a tensor")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=RunConfig.model_fields["epochs"].default, help="of 50 batches of 64")
+    parser.add_argument("--epochs", type=int, default=RunConfig.model_fields["epochs"].default)
+    parser.add_argument("--steps-per-epoch", type=int, metavar="BATCHES", help="default: 50")
+    parser.add_argument("--batch-size", type=int, metavar="IMAGES", help="default: 64")
     parser.add_argument("--backbone", choices=("residual", "efficientnet_lite0"), default="residual")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="begin with these: model.pt of a run, or any state dict")
     parser.add_argument("--style", choices=("none", "sagnet"), default="none", help="sagnet: style-agnostic training")
@@ -259,6 +263,7 @@ def main(argv: list[str]) -> int:
         start_sha256=start.sha256 if start else None, labels_sha256=sources.labels_sha256,
         label_domains=label_domains,
         **{name: getattr(options, name) for name in METHODS},
+        **{name: value for name in SIZES if (value := getattr(options, name)) is not None},
     )  # fmt: skip
     make_classifier(config, start)  # weights that do not fit are refused here, before any image is read
     manifest = read_manifest(sources, config.domains, config.classes, config.label_domains)

@@ -76,12 +76,3 @@ def test_reasons_give_the_verdict_they_are_documented_with() -> None:
 def test_routes_are_the_openapi_documents() -> None:
     operations = {(method.upper(), path) for path, item in document()["paths"].items() for method in item}
     assert operations == set(ACCESS)
-
-
-def test_every_relative_link_leads_somewhere() -> None:
-    broken = []
-    for page in [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]:
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
-            if not (page.parent / target).exists():
-                broken.append(f"{page.name}: {target}")
-    assert broken == []

@@ -89,6 +89,7 @@ def test_a_finished_run_and_its_siblings(
     assert read_run(run).trained_on["east"][0] == 2 * read_run(run).trained_on["east"][1]
     command = read_run(run).command
     assert str(data) not in command
+    assert "--steps-per-epoch 10 --batch-size 16 " in command  # not the defaults, so the command would not make the same run
     before = (run / "model.pt").stat().st_mtime_ns
     assert classifier.main(arguments(data, run, "--epochs", "4")) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -102,6 +103,8 @@ def test_another_setting_or_other_data_in_the_same_folder_is_refused(
     with pytest.raises(Refusal, match="seed") as caught:
         classifier.main(arguments(data, run, "--epochs", "4", "--seed", "1"))
     assert caught.value.code == "output_exists"
+    with pytest.raises(Refusal, match="batch_size"):
+        classifier.main(arguments(data, run, "--epochs", "4", "--batch-size", "32"))
     other = tmp_path / "data"
     shutil.copytree(data, other)
     image = next(other.glob("*.png"))
