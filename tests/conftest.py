@@ -251,7 +251,7 @@ class Server:
                     found.append(int(entry.name))
         return found
 
-    def wait_ready(self, seconds: float = 60) -> None:
+    def wait_ready(self, seconds: float = 240) -> None:
         """Wait until the server takes images."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
