@@ -38,7 +38,7 @@ MANUFACTURER = "Overread"
 MODEL_NAME = "Overread results"
 """ManufacturerModelName of what we write. The drawn example is by the same manufacturer, and an image to be analysed."""
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSIS"
-LAYOUT = 2
+LAYOUT = 3
 """Raised whenever the objects of one and the same result get another content: a UID names one content only."""
 _MARK = b"OVRD"
 _PRIMARY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -53,10 +53,12 @@ _OPTIONAL = (
     *("QualityControlSubject", "PatientSpeciesDescription", "PatientBreedDescription", "BreedRegistrationNumber"),
     *("ResponsiblePerson", "ResponsiblePersonRole", "ResponsibleOrganization", "PatientIdentityRemoved"),
     *("DeidentificationMethod", "StudyInstanceUID", "StudyDescription", "PatientAge", "PatientSize", "PatientWeight"),
-    *("PatientSexNeutered", "AdmissionID", "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSiteID"),
+    *("PatientSexNeutered", "AdmissionID", "ClinicalTrialSponsorName", "ClinicalTrialProtocolID"),
     *("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID", "TimezoneOffsetFromUTC"),
 )
 """Copied where the source has them: what tells patient and study apart, or what the standard then asks for."""
+_OF_A_TRIAL = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
+"""Of type 2 in the objects of a subject of a clinical trial (PS3.3, C.7.1.3)."""
 
 
 @dataclass(frozen=True)
@@ -200,10 +202,11 @@ def placeholders() -> dict[str, Any]:
 
 def dress(dataset: Dataset, kind: Kind, header: Dataset, answer: Answer | SegmentationAnswer, commit: Commit) -> None:
     """Put into an object, in place, all that is not its content: patient, study, series, equipment, times, character set."""
-    for keyword in (*_REQUIRED, *_OPTIONAL):
+    required = _REQUIRED + (_OF_A_TRIAL if "ClinicalTrialSponsorName" in header else ())
+    for keyword in (*required, *_OPTIONAL):
         if keyword in header:
             dataset[keyword] = copy.deepcopy(header[keyword])
-        elif keyword in _REQUIRED:
+        elif keyword in required:
             setattr(dataset, keyword, None)
     if dataset.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in dataset:
         dataset.DeidentificationMethod = "See the source image"  # required then; its coded form is a sequence, which is not kept
@@ -265,7 +268,7 @@ def _set_character_set(dataset: Dataset, header: Dataset) -> None:
         dataset["SpecificCharacterSet"] = copy.deepcopy(header["SpecificCharacterSet"])
     stated = header.get("SpecificCharacterSet")
     encodings = convert_encodings(stated)
-    own = [text for text in _texts(dataset, {*_REQUIRED, *_OPTIONAL}) if not text.isascii()]
+    own = [text for text in _texts(dataset, {*_REQUIRED, *_OPTIONAL, *_OF_A_TRIAL}) if not text.isascii()]
     # Without a stated set the standard allows ASCII only, and what cannot be written does not come back
     if own and (
         not stated or any(decode_bytes(encode_string(text, encodings), encodings, TEXT_VR_DELIMS) != text for text in own)

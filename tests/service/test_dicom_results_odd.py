@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
@@ -36,6 +37,25 @@ def _badly_placed(dataset: Dataset) -> None:
     dataset.ImageOrientationPatient = [1, 0, 0, 1, 0, 0]
 
 
+def _of_a_trial(dataset: Dataset) -> None:
+    dataset.ClinicalTrialSponsorName, dataset.ClinicalTrialProtocolID, dataset.ClinicalTrialSubjectID = "Sponsor", "P", "1"
+    dataset.ClinicalTrialProtocolName = dataset.ClinicalTrialSiteID = ""
+    dataset.ClinicalTrialSiteName = "Site 3"
+
+
+def _colour_of_16_bits(dataset: Dataset) -> None:
+    grey = dataset.pixel_array.astype("<u2")
+    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "RescaleType"):
+        dataset.pop(keyword, None)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.PixelData = np.stack([grey] * 3, -1).tobytes()
+
+
+def _inverse(dataset: Dataset) -> None:
+    dataset.PhotometricInterpretation, dataset.PresentationLUTShape = "MONOCHROME1", "INVERSE"
+
+
 ODD: dict[str, Any] = {
     "no type 2": _without_type_2,
     "private": _private,
@@ -47,6 +67,11 @@ ODD: dict[str, Any] = {
     "odd sex": lambda dataset: dataset.update({"PatientSex": "MALE"}),
     "one name": lambda dataset: dataset.update({"PatientName": "Müller", "SpecificCharacterSet": "ISO_IR 100"}),
     "retired class": lambda dataset: dataset.update({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6"}),
+    "of a clinical trial": _of_a_trial,
+    "colour of 16 bits": _colour_of_16_bits,
+    "monochrome 1": _inverse,
+    "spacing of one axis": lambda dataset: dataset.update({"PixelSpacing": [-0.1, 0.5]}),
+    "one frame of several": lambda dataset: dataset.update({"NumberOfFrames": 1}),
     "private class": lambda dataset: dataset.update({"SOPClassUID": "1.3.46.670589.11.0.0.12.1"}),
     "class that needs a frame of reference": lambda dataset: dataset.update({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}),
     "identity removed": lambda dataset: dataset.update({"PatientIdentityRemoved": "YES"}),
@@ -67,6 +92,15 @@ def test_odd_sources_have_results_without_an_error_of_our_own(odd: str, tmp_path
         assert b"SECRET" not in content, what
     del written.SeriesInstanceUID
     assert not errors(problems(dicom_bytes(written), tmp_path)) <= of_source, "the validator sees what is missing"
+
+
+def test_a_subject_of_a_trial_stays_one() -> None:
+    for written in all_objects(source(_of_a_trial)).values():
+        back = read_back(written)
+        assert (back.ClinicalTrialSponsorName, back.ClinicalTrialSiteName) == ("Sponsor", "Site 3")
+        assert back["ClinicalTrialProtocolName"].is_empty
+    for written in all_objects(source()).values():
+        assert not any(element.tag.group == 0x0012 and element.keyword.startswith("ClinicalTrial") for element in written)
 
 
 def test_missing_type_2_attributes_are_there_and_empty() -> None:
