@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,14 @@ def test_a_rule_that_is_wrong_is_seen(alert: str, tmp_path: Path) -> None:
     """The control: a rule that never fires, and one that always does, each fail the tests."""
     document = yaml.safe_load((FOLDER / "overread.rules.yml").read_text())
     (rule,) = [rule for rule in document["groups"][0]["rules"] if rule["alert"] == alert]
-    shutil.copy(FOLDER / "overread.test.yml", tmp_path)
-    for wrong in ("vector(1) == 2", "vector(1)"):
-        rule["expr"] = wrong
+    document["groups"][0]["rules"] = [rule]  # the rule and its tests alone: promtool takes a tenth of a second for each
+    cases = yaml.safe_load((FOLDER / "overread.test.yml").read_text())
+    cases["tests"] = [case for case in cases["tests"] if case["alert_rule_test"][0]["alertname"] == alert]
+    (tmp_path / "overread.test.yml").write_text(yaml.safe_dump(cases))
+    for wrong in (rule["expr"], "vector(1) == 2", "vector(1)"):
+        right, rule["expr"] = wrong == rule["expr"], wrong
         (tmp_path / "overread.rules.yml").write_text(yaml.safe_dump(document))
-        assert not promtool("test", "rules", tmp_path / "overread.test.yml")
+        assert promtool("test", "rules", tmp_path / "overread.test.yml") is right
 
 
 def test_rules_name_metrics_that_there_are() -> None:
