@@ -40,16 +40,17 @@ contracts: .venv-dev/.done  ## Which part may import which
 # what takes longest first. What measures a capacity, or takes a port that a page of the docs names, has the machine to itself.
 FIRST = tests/e2e tests/page tests/training tests/models
 SPREAD = $(FIRST) $(filter-out $(FIRST) %__pycache__,$(patsubst %/,%,$(sort $(wildcard tests/*/))))
+WORKERS ?= 2
 ALONE = $(wildcard $(patsubst %,tests/e2e/test_%.py,overload replicas tutorial))
 unit: .venv/.done .venv-dev/.done  ## The tests alone
-	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(SPREAD) $(addprefix --ignore=,$(ALONE))
+	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(SPREAD) $(addprefix --ignore=,$(ALONE))
 	.venv-dev/bin/pytest $(ALONE)
 
 # The long figure of each row of docs/reliability.md that has one; make test-long-5 is that of row 5.
 LONG_1 = OVERREAD_REQUESTS=50000 tests/e2e/test_malformed_http.py
 LONG_2 = OVERREAD_MUTATIONS=100000 tests/models/test_dicom_mutations.py
 LONG_4 = OVERREAD_STRICT=1 tests/models/test_imaging_bombs.py
-LONG_5 = OVERREAD_KILLS=500 tests/e2e/test_kills.py tests/e2e/test_labels.py
+LONG_5 = OVERREAD_KILLS=500 tests/e2e/test_kills.py tests/e2e/test_labels.py tests/e2e/test_replicas.py
 LONG_7 = OVERREAD_OVERLOAD_SECONDS=60 tests/e2e/test_overload.py
 LONG_8 = OVERREAD_LEAK_REQUESTS=200000 tests/e2e/test_leak.py
 LONG_15 = OVERREAD_INSTANCES=300 tests/e2e/test_pacs.py
