@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import models
 from models.batch import DEFAULT_MODEL
+from models.card import ModelCard
 from models.certificate import Answers, View, compare, figures, predictive_limits, triage
 from models.certificate_page import page
 from models.command import command_parser
@@ -100,9 +101,9 @@ def _checked(classes: Sequence[str]) -> None:
         )
 
 
-def _model(predictor: Predictor) -> Document:
-    card = predictor.card
-    return {"name": card.name, "version": card.version, "sha256": predictor.sha256, "model_sha256": card.model_sha256}
+def traced(card: ModelCard, sha256: str) -> Document:
+    """Return what a report says of a model package: name, version, and the digests of the package and its graph."""
+    return {"name": card.name, "version": card.version, "sha256": sha256, "model_sha256": card.model_sha256}
 
 
 def _against(
@@ -117,7 +118,7 @@ def _against(
     classes = np.array([predictor.card.output.classes.index(label.label) for label in found])
     old = Answers.of([before[row["image_sha256"]] for row in rows], predictor.card)
     differences = compare(predictor.card, Answers.of(rows, predictor.card), other.card.output.findings, old, classes, sample)
-    return {"model": _model(other), "images": len(rows), "labels": len(found), "figures": differences}
+    return {"model": traced(other.card, other.sha256), "images": len(rows), "labels": len(found), "figures": differences}
 
 
 def _same_task(predictor: Predictor, other: Predictor) -> None:
@@ -126,14 +127,12 @@ def _same_task(predictor: Predictor, other: Predictor) -> None:
         raise Refusal("config_invalid", "--against is a model of other classes or findings.")
 
 
-def certify(
-    predictor: Predictor, site: Site, labels: Sequence[Label], empty: int, targets: tuple[float, float, float]
-) -> Document:
+def certify(card: ModelCard, site: Site, labels: Sequence[Label], empty: int, targets: tuple[float, float, float]) -> Document:
     """Return the document of a site, without what it came from.
 
     Parameters
     ----------
-    predictor : Predictor
+    card : ModelCard
     site : Site
     labels : sequence of Label
     empty : int
@@ -146,7 +145,7 @@ def certify(
     Refusal
         ``too_few_labels``, ``one_class``, or ``data_invalid`` if labels contradict each other.
     """
-    rows, card = site.answered, predictor.card
+    rows = site.answered
     index, found = join(labels, site, rows)
     _checked([label.label for label in found])
     sample, random = _sample(index, found, len(rows), len(labels) / (len(labels) + empty))
@@ -175,6 +174,27 @@ def certify(
     }  # fmt: skip
 
 
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what shall be promised."""
+    parser.add_argument("--ppv", type=float, default=0.9, help="positive predictive value to promise")
+    parser.add_argument("--npv", type=float, default=0.95, help="negative predictive value to promise")
+    parser.add_argument("--accepted-error", type=float, default=0.05, help="error among accepted images to promise")
+
+
+def targets_of(options: argparse.Namespace) -> tuple[float, float, float]:
+    """Return them: positive and negative predictive value, and error among accepted images.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` for one that is no share.
+    """
+    targets = (options.ppv, options.npv, options.accepted_error)
+    if not all(0 < target < 1 for target in targets):
+        raise Refusal("config_invalid", "What is promised must be between 0 and 1.")
+    return targets
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "certify",
@@ -198,9 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--weights", metavar="COLUMN", help="of --labels: the probability with which each image was drawn")
     parser.add_argument("--against", type=Path, metavar="PACKAGE", help="another version to compare with")
-    parser.add_argument("--ppv", type=float, default=0.9, help="positive predictive value to promise")
-    parser.add_argument("--npv", type=float, default=0.95, help="negative predictive value to promise")
-    parser.add_argument("--accepted-error", type=float, default=0.05, help="error among accepted images to promise")
+    add_targets(parser)
     parser.add_argument("--threads", type=int, default=2, help="images read side by side")
     return parser
 
@@ -208,9 +226,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run ``overread certify``; returns 0, or 1 if files of the site could not be predicted."""
     options = _parser().parse_args(argv)
-    targets = (options.ppv, options.npv, options.accepted_error)
-    if options.threads < 1 or options.seed < 0 or not all(0 < target < 1 for target in targets):
-        raise Refusal("config_invalid", "--threads must be at least 1, --seed at least 0, and what is promised between 0 and 1.")
+    targets = targets_of(options)
+    if options.threads < 1 or options.seed < 0:
+        raise Refusal("config_invalid", "--threads must be at least 1, --seed at least 0.")
     predictor = Predictor.load(options.model)
     names = names_of(options.site)
     if options.draw is not None:
@@ -226,25 +244,37 @@ def main(argv: list[str]) -> int:
     site = predict_site(options.site, names, predictor, options.out / STORE, options.threads)
     record = _drawn(options.labels, site)
     document = {
-        "overread": models.__version__, "created": datetime.now(UTC).strftime("%Y-%m-%d"), "model": _model(predictor),
-        **certify(predictor, site, labels, empty, targets), "comparison": None,
+        "overread": models.__version__, "created": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "model": traced(predictor.card, predictor.sha256),
+        **certify(predictor.card, site, labels, empty, targets), "comparison": None,
     }  # fmt: skip
     document["labels"] |= {"sha256": hashlib.sha256(options.labels.read_bytes()).hexdigest(), "draw": record}
     if other is not None:
         theirs = predict_site(options.site, names, other, options.out / STORE, options.threads)
         document["comparison"] = _against(predictor, site, other, theirs, labels, len(labels) / (len(labels) + empty))
-    try:
-        (options.out / JSON).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        (options.out / HTML).write_text(page(document), encoding="utf-8")
-    except OSError as error:
-        raise Refusal("config_invalid", f"--out cannot be written ({type(error).__name__}).") from error
-    show(document)
-    print(f"see {options.out / HTML}")
+    write_report(document, options.out)
     return 1 if site.failed else 0
 
 
-def show(document: Document) -> None:
-    """Print the figures."""
+def write_report(document: Document, out: Path) -> None:
+    """Write a whole document as JSON and as a page into a folder, and print its figures.
+
+    Raises
+    ------
+    Refusal
+        ``config_invalid`` if the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / JSON).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        (out / HTML).write_text(page(document), encoding="utf-8")
+    except OSError as error:
+        raise Refusal("config_invalid", f"--out cannot be written ({type(error).__name__}).") from error
+    _show(document)
+    print(f"see {out / HTML}")
+
+
+def _show(document: Document) -> None:
     for figure in document["figures"]:
         if figure["value"] is not None:
             rho = "none" if figure["correlation"] is None else f"{figure['correlation']:.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -71,3 +72,8 @@ def draw(probability: Floats, seed: int) -> NDArray[np.int64]:
     ends *= size / ends[-1]
     places = np.searchsorted(ends, random.random() + np.arange(size), side="right")
     return np.asarray(random.permutation(order[np.minimum(places, len(order) - 1)]), dtype=np.int64)
+
+
+def share_holds(drawn: int, count: int, share: float) -> bool:
+    """Tell whether so many drawn of ``count`` images fit a draw of each with the probability ``share`` (binomial test, 0.1%)."""
+    return count == 0 or bool(stats.binomtest(drawn, count, share).pvalue >= 1e-3)

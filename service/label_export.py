@@ -56,7 +56,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class _Decided:
+class Decided:
     """An item that is done: its row with that of its kept pixels, its labels in force, and the one that holds."""
 
     item: Row
@@ -88,10 +88,10 @@ class Exporter:
         """
         with self._store.reading() as connection:
             name = _name(connection, wish.model)
-            decided = _decided(connection, name, wish.since)
+            found = decided(connection, name, wish.since)
             packages = {row["sha256"]: row for row in _rows(connection, sa.select(models).where(models.c.name == name))}
         left_out: dict[Why, int] = defaultdict(int)
-        chosen = list(self._choose(decided, wish.leave_out_burned_in, left_out))
+        chosen = list(self._choose(found, wish.leave_out_burned_in, left_out))
         if not chosen:
             raise Refusal("data_invalid", "No image is decided by labels whose pixels are still kept.")
         newest = max(chosen, key=lambda each: _at(each.label)).label
@@ -115,7 +115,7 @@ class Exporter:
             note(connection, operator(), "labels_exported", [each.item["image_sha256"] for each in chosen])
         return write_label_package(folder, document, self._content(chosen))
 
-    def _choose(self, decided: Iterable[_Decided], leave_out_burned_in: bool, left_out: dict[Why, int]) -> Iterable[_Decided]:
+    def _choose(self, decided: Iterable[Decided], leave_out_burned_in: bool, left_out: dict[Why, int]) -> Iterable[Decided]:
         """Yield what may leave, and count what may not."""
         sites: dict[str, str] = {}
         for each in decided:
@@ -133,7 +133,7 @@ class Exporter:
             else:
                 yield each
 
-    def _content(self, chosen: Sequence[_Decided]) -> Callable[[str], bytes]:
+    def _content(self, chosen: Sequence[Decided]) -> Callable[[str], bytes]:
         documents = {each.item["image_sha256"]: each.label["document"] for each in chosen}
 
         def content(path: str) -> bytes:
@@ -167,7 +167,8 @@ def _name(connection: sa.Connection, wanted: str | None) -> str:
     return names[0] if names else ""
 
 
-def _decided(connection: sa.Connection, name: str, since: datetime | None) -> list[_Decided]:
+def decided(connection: sa.Connection, name: str, since: datetime | None = None) -> list[Decided]:
+    """Return the items of a model that are done, by their number, each with the label that holds; those labelled from then on."""
     kept = (kept_images.c.rows, kept_images.c.columns, kept_images.c.facts, kept_images.c.removed_at)
     query = (
         sa.select(items, *kept)
@@ -184,7 +185,7 @@ def _decided(connection: sa.Connection, name: str, since: datetime | None) -> li
         standing = in_force(given[item["id"]])
         label = _decision(item, standing).label
         if label is not None and (since is None or _at(label) >= since):
-            found.append(_Decided(item, standing, label))
+            found.append(Decided(item, standing, label))
     return found
 
 
@@ -194,28 +195,28 @@ def _decision(item: Row, standing: Sequence[Row]) -> Decision:
     return decide(standing, 1, lambda a, b: likeness(a["kind"], a["document"], b["document"], *size))
 
 
-def _said(row: Row) -> str | None:
+def said(row: Row) -> str | None:
+    """Return the class that a label names; None of an annotation."""
     document: Document = row["document"]
     return class_of(document) if row["kind"] == "classes" else None
 
 
-def _image(decided: _Decided, readers: Readers) -> dict[str, Any]:
+def _image(decided: Decided, readers: Readers) -> dict[str, Any]:
     item = decided.item
     reading = ("label_id", "standing", "model_sha256", "result_id", "model_was_right", "source")
     return {name: item[name] for name in ("image_sha256", "rows", "columns", "patient", "origin")} | {
         "domain": item["site"] or NO_SITE,
         "burned_in": item["facts"]["burned_in"],
-        "label": _said(decided.label),
+        "label": said(decided.label),
         "decided_by": decided.label["label_id"],
         "readings": [
-            {name: row[name] for name in reading}
-            | {"reader": readers(row["reader"]), "label": _said(row), "created_at": _at(row)}
+            {name: row[name] for name in reading} | {"reader": readers(row["reader"]), "label": said(row), "created_at": _at(row)}
             for row in decided.standing
         ],
     }
 
 
-def _agreement(chosen: Sequence[_Decided], readers: Readers) -> list[dict[str, Any]]:
+def _agreement(chosen: Sequence[Decided], readers: Readers) -> list[dict[str, Any]]:
     """Return the agreement of every two readers over the images that both labelled, as readers."""
     pairs: dict[tuple[str, str], list[tuple[Row, Row, Row]]] = defaultdict(list)
     for each in chosen:
@@ -226,7 +227,7 @@ def _agreement(chosen: Sequence[_Decided], readers: Readers) -> list[dict[str, A
     for (one, other), both in sorted(pairs.items()):
         if both[0][1]["kind"] == "classes":
             measure = "cohen_kappa"
-            value = cohen_kappa([str(_said(row)) for _, row, _ in both], [str(_said(row)) for _, _, row in both])
+            value = cohen_kappa([str(said(row)) for _, row, _ in both], [str(said(row)) for _, _, row in both])
         else:
             measure = "mean_overlap"
             alike = [
