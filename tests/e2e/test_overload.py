@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import time
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -64,12 +65,12 @@ def check(load: Load, capacity: float) -> None:
     assert slowest < HEALTH_SECONDS, f"a health check took {slowest:.2f} s"
 
 
-async def send(port: int, request: bytes) -> Answer:
+async def send(port: int, request: bytes, context: ssl.SSLContext | None = None) -> Answer:
     """Send a request on a connection of its own, as strangers do."""
     started = time.perf_counter()
     received = b""
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         try:
             writer.write(request)
             received = await asyncio.wait_for(reader.read(), 60)
@@ -85,22 +86,28 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
 
 
+def costly(seed: int) -> bytes:
+    """Return a picture of a few kilobytes that takes a while: the server is measured, and neither the network nor who sends."""
+    tile = np.random.default_rng(seed).integers(60, 200, (16, 16), dtype=np.uint8)
+    stream = BytesIO()
+    PIL.Image.fromarray(np.tile(tile, (140, 140))).save(stream, "PNG")
+    return stream.getvalue()
+
+
 @pytest.fixture(scope="module")
 def requests() -> list[bytes]:
-    """Images of a few kilobytes that take a while: the server is measured, and neither the network nor who sends."""
     head = "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: "
-    rng, made = np.random.default_rng(7), []
-    for _ in range(3):
-        stream = BytesIO()
-        PIL.Image.fromarray(np.tile(rng.integers(60, 200, (16, 16), dtype=np.uint8), (140, 140))).save(stream, "PNG")
-        body = stream.getvalue()
-        made.append(f"{head}{len(body)}\r\n\r\n".encode() + body)
-    return made
+    bodies = [costly(seed) for seed in range(3)]
+    return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
+
+
+def port_of(server: Any) -> int:
+    return int(server.url.rpartition(":")[2])
 
 
 def capacity(server: Any, requests: list[bytes], seconds: float) -> float:
     """Measure how many images a second are answered where nobody is refused: one under way, one waiting."""
-    port, load = int(server.url.rpartition(":")[2]), Load(seconds)
+    port, load = port_of(server), Load(seconds)
 
     async def caller(offset: int) -> None:
         end = time.perf_counter() + seconds
@@ -117,16 +124,16 @@ def capacity(server: Any, requests: list[bytes], seconds: float) -> float:
     return load.rate()
 
 
-def overload(server: Any, requests: list[bytes], rate: float, seconds: float) -> Load:
+def overload(port: int, requests: list[bytes], rate: float, seconds: float, context: ssl.SSLContext | None = None) -> Load:
     """Send ``rate`` images a second whatever comes back, and ask for its health ten times a second."""
-    port, load = int(server.url.rpartition(":")[2]), Load(seconds)
+    load = Load(seconds)
 
     async def one(request: bytes) -> None:
-        load.answers.append(await send(port, request))
+        load.answers.append(await send(port, request, context))
 
     async def ask() -> None:
         for number in cycle(range(2)):
-            load.health.append(await send(port, get(("/healthz", "/readyz")[number])))
+            load.health.append(await send(port, get(("/healthz", "/readyz")[number]), context))
             await asyncio.sleep(0.1)
 
     async def run() -> None:
@@ -149,7 +156,7 @@ def test_overload_is_answered_fast_and_work_goes_on(start_server: Any, package: 
     server = start_server(package, **SETTINGS)
     capacity(server, requests, 0.5)  # warm
     able = capacity(server, requests, max(2.0, SECONDS / 6))
-    load = overload(server, requests, TIMES * able, SECONDS)
+    load = overload(port_of(server), requests, TIMES * able, SECONDS)
     check(load, able)
     assert metrics(server)["overread_queue_depth"] == 0
     assert "Traceback" not in server.log.read_text()
@@ -174,4 +181,4 @@ def test_a_queue_without_bound_would_be_seen(start_server: Any, package: Any, re
     server = start_server(package, **SETTINGS | {"OVERREAD_QUEUE": "10000", "OVERREAD_DEADLINE_SECONDS": "3"})
     able = capacity(server, requests, 0.5)
     with pytest.raises(AssertionError, match=r"refusals took|no overload"):
-        check(overload(server, requests, TIMES * able, 4.0), able)
+        check(overload(port_of(server), requests, TIMES * able, 4.0), able)
