@@ -85,12 +85,11 @@ class Settings(BaseModel):
     refuse_domain_distance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Refuse beyond this domain distance, instead of the card's."
     )
-
     sites: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ...] = Field(
         (), description="Names of the places that images come from, separated by commas; a request may name no other."
     )
     stations: tuple[str, ...] = Field(
-        (), description="Scanners with metrics of their own: SITE=STATION, or STATION alone for scans without a site; separated by commas."
+        (), description="Scanners with metrics of their own: SITE=STATION, or STATION without a site; separated by commas."
     )
     keep_days: Annotated[float, Field(gt=0, le=36_500, allow_inf_nan=False)] = Field(
         30.0, description="How long the pixels of a worklist item are kept; then an item without its labels expires."
@@ -108,9 +107,7 @@ class Settings(BaseModel):
         15.0, description="How long a reader has an item to himself without renewing the lease."
     )
     readers: Annotated[int, Field(ge=1, le=2)] = Field(1, description="How many readers label each item: 1, or 2.")
-    blind_reading: Literal["none", "random", "all"] = Field(
-        "random", description="Items that the page shows without what the model says: none, those of the random share, or all."
-    )
+    blind_reading: Literal["none", "random", "all"] = Field("random", description="Items read without the model: none, random, all.")
     session_hours: Annotated[float, Field(gt=0, le=720, allow_inf_nan=False)] = Field(
         12.0, description="How long a session of the page lasts; then one signs in again."
     )
