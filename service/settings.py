@@ -107,7 +107,7 @@ class Settings(BaseModel):
         15.0, description="How long a reader has an item to himself without renewing the lease."
     )
     readers: Annotated[int, Field(ge=1, le=2)] = Field(1, description="How many readers label each item: 1, or 2.")
-    blind_reading: Literal["none", "random", "all"] = Field("random", description="Items read without the model: none, random, all.")
+    blind_reading: Literal["none", "random", "all"] = Field("random", description="Read without the model: none, random, all.")
     session_hours: Annotated[float, Field(gt=0, le=720, allow_inf_nan=False)] = Field(
         12.0, description="How long a session of the page lasts; then one signs in again."
     )
