@@ -29,6 +29,7 @@ IDENTITY: dict[str, Any] = {
     "PatientID": "CANARYID" + NUMBER,
     "AccessionNumber": "CANARYACC",
     "InstitutionName": "CANARY HOSPITAL",
+    "StationName": "CANARY STATION",
     "ReferringPhysicianName": "CANARY^DOCTOR",
     "ImageComments": "CANARY comment",
     "PatientBirthDate": "CANARYBD",

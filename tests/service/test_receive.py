@@ -66,6 +66,16 @@ def test_success_is_answered_when_everything_is_committed(make: Any, archive: Me
     assert [item.Modality for item in archive.results_for(1)] == ["SR"] * int(before)
 
 
+def test_what_is_received_is_of_the_archive_s_site_and_of_its_stations(make_site: Any) -> None:
+    site = make_site(sites=("east",), pacs_site="east", stations=("east=CT1",))
+    receiver = Receiver(site, None)
+    assert send(receiver, chest(1, StationName="CT1")) == (SUCCESS, "")
+    assert send(receiver, chest(2, StationName="CT2"), 2) == (SUCCESS, "")
+    with site.store.reading() as connection:
+        found = connection.exec_driver_sql("SELECT site, station FROM verdicts ORDER BY id").all()
+    assert [tuple(row) for row in found] == [("east", "CT1"), ("east", "")]
+
+
 def test_other_pixels_replace_the_report(make: Any, archive: MemoryArchive) -> None:
     receiver = make(True)
     send(receiver, chest(1))
