@@ -13,8 +13,10 @@ import pytest
 
 from models import cli
 from models.command import command_parser
+from tests.shell_blocks import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if "overread " in page.read_text()]
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
@@ -89,6 +91,28 @@ def test_an_example_that_does_not_parse_is_seen(
     text = f"usage: overread\n\noptions:\n  -h\n\nexample:\n  {line}\n"
     assert not parses(examples(text)[0], monkeypatch)
     capsys.readouterr()
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the words of each ``overread`` command in the shell blocks of a page, up to a pipe or a redirection."""
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines() if "overread " in line]
+    parts = [shlex.split(re.split(r" [|>;]| &&", line)[0], comments=True) for line in lines]
+    return [words for words in parts if "overread" in words and all(map(ASSIGNMENT.match, words[: words.index("overread")]))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_each_command_of_the_pages_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in commands(page.read_text()):
+        assert parses(words, monkeypatch), words
+
+
+def test_a_command_of_a_page_that_does_not_parse_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (
+        "```sh\ncat a | overread no\nA=b overread predict scans \\\n  --out a.csv > log  # so\noverread predict --into b\n```\n"
+    )
+    right, wrong = commands(page)
+    assert right == ["A=b", "overread", "predict", "scans", "--out", "a.csv"]
+    assert (parses(right, monkeypatch), parses(wrong, monkeypatch)) == (True, False)
 
 
 def test_an_example_is_shown_as_it_is_and_the_rest_fits_the_terminal(
