@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,12 @@ from tests.service.archives import chest
 from tests.service.peers import Peer
 
 pytestmark = pytest.mark.timeout(300)
-VARIABLES = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+VARIABLES = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 BIN = Path(sys.executable).parent
 
 
@@ -45,7 +51,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             # Ports that are given are not waited for: on a busy machine Ray gives up before its agents have chosen them
             agents = [
                 f"--{name}={free_port()}"
-                for name in ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
+                for name in (
+                    "dashboard-agent-grpc-port",
+                    "dashboard-agent-listen-port",
+                    "runtime-env-agent-port",
+                    "metrics-export-port",
+                )
             ]
             command = [
                 str(BIN / "ray"),
