@@ -26,6 +26,7 @@ BARE = ("python3", "git", "curl", "ca-certificates")
 """To have the checkout, and to send something. What the README asks for is installed after it was seen to be missing."""
 ASKED_FOR = {"make": r"make: not found", "python3-venv": r"python3(\.\d+)?-venv"}
 """Package -> what the failure without it has to say."""
+HOME = "/srv/newcomer"
 READY_SECONDS = 3600
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -34,8 +35,8 @@ class CleanRoot:
     """A bare Debian in a folder, with a checkout in the home of a user ``newcomer``."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "home" / "newcomer"
-        self.checkout = "/home/newcomer/overread"
+        self.folder = folder
+        self.checkout = f"{HOME}/overread"
 
     def make(self) -> None:
         """Build the system from apt's first source on this machine, and clone the checkout into it."""
@@ -51,9 +52,9 @@ class CleanRoot:
             subprocess.run(["mount", "--rbind", f"/{name}", str(self.folder / name)], check=True)
         shutil.copy("/etc/resolv.conf", self.folder / "etc" / "resolv.conf")
         self._configure_pip()
-        self.inside("useradd --create-home --shell /bin/sh newcomer", user="root")
+        self.inside(f"useradd --create-home --home-dir {HOME} --shell /bin/sh newcomer", user="root")
         subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(self.folder) + self.checkout], check=True)
-        self.inside("chown -R newcomer:newcomer /home/newcomer", user="root")
+        self.inside(f"chown -R newcomer:newcomer {HOME}", user="root")
 
     def _configure_pip(self) -> None:
         """Give pip what it is configured with here, and the folders and files that this names."""
@@ -82,7 +83,7 @@ class CleanRoot:
 
     def command(self, script: str, user: str) -> list[str]:
         """Return the command that runs a script inside, with an environment that says nothing of this machine."""
-        home = "/root" if user == "root" else "/home/newcomer"
+        home = "/root" if user == "root" else HOME
         path = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         proxies = [f"{name}={value}" for name, value in os.environ.items() if name.lower().endswith("_proxy")]
         environment = ["env", "-i", f"HOME={home}", f"PATH={path}", "LANG=C.UTF-8", *proxies]

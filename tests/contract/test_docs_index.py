@@ -108,4 +108,4 @@ def test_faults_are_seen(copy: Path) -> None:
     index.write_text(index.read_text() + "\nAgain: [errors](errors.md), [gone](gone.md), [part](http.md#no-such-part)\n")
     (copy / "docs" / "unlisted.md").write_text("# Unlisted\n")
     assert dead(copy) == ["docs/README.md: gone.md", "docs/README.md: http.md#no-such-part"]
-    assert misplaced(copy) == {"errors.md", "unlisted.md"}
+    assert misplaced(copy) == {"errors.md", "http.md", "unlisted.md"}
