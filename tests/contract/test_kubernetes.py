@@ -30,6 +30,8 @@ OVERLAYS = ("cpu", "gpu")
 VERSIONS = ("1.30", "1.37")
 """Of Kubernetes: the oldest and the newest that the schemas are checked for."""
 OUR_IMAGE = "registry.example/overread"
+VERB = 6
+"""Of a container's arguments, the one that is a verb of ours."""
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -102,7 +104,7 @@ def test_the_image_is_of_this_version(overlay: str) -> None:
 
 def test_only_one_of_them_asks_for_a_gpu() -> None:
     asking = {
-        overlay: [container["args"][3] for container in our_containers(objects_of(FOLDER / "overlays" / overlay))
+        overlay: [container["args"][VERB] for container in our_containers(objects_of(FOLDER / "overlays" / overlay))
                   if "nvidia.com/gpu" in container["resources"]["limits"]]
         for overlay in OVERLAYS
     }  # fmt: skip
@@ -113,10 +115,10 @@ def check_commands(objects: list[Object]) -> None:
     """Compare what is started, and how it is asked, with what there is; raises AssertionError."""
     serve = the(objects, "Deployment", "overread")
     (container,) = pod_of(serve)["containers"]
-    for arguments in (one["args"] for one in our_containers(objects) if one["args"][0] == "python"):
-        assert arguments[:2] == ["python", "-m"]
-        assert find_spec(arguments[2])
-        assert arguments[3] in VERBS
+    for arguments in (one["args"] for one in our_containers(objects) if one["args"] != ["sleep", "infinity"]):
+        assert arguments[:5] == ["env", "-C", "src", "python", "-m"]  # where the Bento has our code, below its working directory
+        assert find_spec(arguments[5])
+        assert arguments[VERB] in VERBS
     (port,) = container["ports"]
     assert container["args"][container["args"].index("--port") + 1] == str(port["containerPort"])
     (way,) = the(objects, "Service", "overread")["spec"]["ports"]
@@ -233,7 +235,7 @@ def _container(objects: list[Object]) -> Object:
     [
         (check_commands, lambda them: _container(them)["readinessProbe"]["httpGet"].update(path="/ready")),
         (check_commands, lambda them: _container(them)["ports"][0].update(containerPort=3001)),
-        (check_commands, lambda them: _container(them)["args"].__setitem__(3, "server")),
+        (check_commands, lambda them: _container(them)["args"].__setitem__(VERB, "server")),
         (check_commands, lambda them: _serve(them).update(terminationGracePeriodSeconds=30)),
         (check_settings, lambda them: the(them, "ConfigMap", "overread-settings")["data"].update(OVERREAD_THREAD="2")),
         (check_settings, lambda them: the(them, "ConfigMap", "overread-settings")["data"].update(OVERREAD_STATE="/srv")),
