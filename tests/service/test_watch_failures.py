@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from pydicom.uid import ComprehensiveSRStorage, EncapsulatedPDFStorage
 
 from models.errors import CODES, Refusal
 from service.arrivals import OUTSIDE, Position
@@ -63,6 +64,8 @@ def test_an_unexpected_fault_is_a_row_and_ends_nothing(start: Any, archive: Memo
         (chest(1, Modality="CT"), "skipped", "modality_not_accepted"),
         (chest(1, PixelData=None, Rows=None), "skipped", "no_pixel_data"),
         (chest(1, PixelData=None), "skipped", "no_pixel_data"),
+        (chest(1, SOPClassUID=ComprehensiveSRStorage, Modality="SR", PixelData=None, Rows=None), "skipped", "no_pixel_data"),
+        (chest(1, SOPClassUID=EncapsulatedPDFStorage, Modality="DOC", PixelData=None, Rows=None), "skipped", "no_pixel_data"),
         (chest(1, NumberOfFrames=3), "skipped", "multi_frame"),
         (chest(1, PixelData=b"12"), "failed", "inconsistent_image"),
         (chest(1, StudyInstanceUID=""), "failed", "inconsistent_image"),
