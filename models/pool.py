@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -125,11 +125,55 @@ def look(path: Path, predictor: Predictor) -> Seen:
     return Seen(path, image.sha256, patient_of(image), tuple(notes), prediction)
 
 
-def look_at_all(paths: Sequence[Path], predictor: Predictor, threads: int, description: str) -> list[Seen]:
-    """Read and predict files side by side, in their order, with a progress bar on standard error."""
-    with ThreadPoolExecutor(threads) as pool:
-        seen = pool.map(partial(look, predictor=predictor), paths)
-        return list(tqdm(seen, total=len(paths), desc=description, unit="image", file=sys.stderr))
+def folder_of(named: Path) -> Path:
+    """Return the folder that is read where a folder, or one file, is named."""
+    return named if named.is_dir() else named.parent
+
+
+def check_there(folder: Path, kept: str) -> None:
+    """Tell a file that cannot be read from a folder that went away: what a lost mount leaves is missing, dead or empty.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files that are read lie.
+    kept : str
+        What becomes of the work done so far, in a sentence.
+
+    Raises
+    ------
+    Refusal
+        ``folder_unavailable``.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            there = next(entries, None) is not None
+    except OSError:
+        there = False
+    if not there:
+        raise Refusal("folder_unavailable", f"The folder of the images went away while it was read. {kept}")
+
+
+def look_at_all(paths: Sequence[Path], folder: Path, predictor: Predictor, threads: int, description: str) -> list[Seen]:
+    """Read and predict files of a folder side by side, in their order, with a progress bar on standard error.
+
+    Raises
+    ------
+    Refusal
+        ``folder_unavailable`` if the folder goes away meanwhile: a part of it must not pass for the whole.
+    """
+
+    def looked(path: Path) -> Seen:
+        seen = look(path, predictor)
+        if seen.prediction is None:
+            check_there(folder, "Nothing was written. Give the command again.")
+        return seen
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        return list(tqdm(pool.map(looked, paths), total=len(paths), desc=description, unit="image", file=sys.stderr))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def once(seen: Sequence[Seen], known: set[str]) -> tuple[list[Seen], list[Seen]]:
@@ -218,11 +262,14 @@ def main(argv: list[str]) -> int:
         raise Refusal("config_invalid", "--out lies in a folder that does not exist.")
     predictor = Predictor.load(options.model)
     files = list(find_files([options.pool]))
+    annotated: list[Seen] = []
     of_labelled = list(find_files([options.labelled])) if options.labelled else []
-    annotated = [each for each in look_at_all(of_labelled, predictor, options.threads, "labelled") if each.prediction is not None]
+    if of_labelled:
+        looked = look_at_all(of_labelled, folder_of(options.labelled), predictor, options.threads, "labelled")
+        annotated = [each for each in looked if each.prediction is not None]
     if len(annotated) < len(of_labelled):
         print(f"{len(of_labelled) - len(annotated)} files in --labelled cannot be read and were passed over", file=sys.stderr)
-    seen = look_at_all(files, predictor, options.threads, "pool")
+    seen = look_at_all(files, folder_of(options.pool), predictor, options.threads, "pool")
     pool, passed_over = once(seen, {each.digest for each in annotated})
     if not pool:
         raise Refusal("data_invalid", "The pool holds no image that can be read and is not annotated already.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +17,12 @@ from tqdm import tqdm
 
 from models.batch import find_files
 from models.errors import Refusal
-from models.pool import look
+from models.pool import check_there, look
 from models.predictor import Predictor
 from models.triage import judge
 
 Row = dict[str, Any]
+_KEPT = "What was predicted is kept. Give the command again."
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,14 @@ def _row(name: str, path: Path, folder: Path, predictor: Predictor, known: dict[
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
-        _check_there(folder)
+        check_there(folder, _KEPT)
         return {"file": name, "file_sha256": "", "error": "not_decodable"}
     if (name, digest) in known:
         return known[name, digest]
     seen = look(path, predictor)
     row: Row = {"file": name, "file_sha256": digest}
     if seen.prediction is None:
-        _check_there(folder)
+        check_there(folder, _KEPT)
         return row | {"error": seen.error}
     found = seen.prediction
     judgement = judge(found, predictor.card.triage, seen.notes)
@@ -158,14 +158,3 @@ def _row(name: str, path: Path, folder: Path, predictor: Predictor, known: dict[
         "verdict": judgement.verdict,
         "reasons": list(judgement.reasons),
     }
-
-
-def _check_there(folder: Path) -> None:
-    """Tell a file that cannot be read from a folder that went away: what a lost mount leaves is missing, dead or empty."""
-    try:
-        with os.scandir(folder) as entries:
-            there = next(entries, None) is not None
-    except OSError:
-        there = False
-    if not there:
-        raise Refusal("folder_unavailable", "The site's folder went away; what was predicted is kept. Give the command again.")

@@ -34,12 +34,13 @@ def features_of(
     Raises
     ------
     Refusal
-        ``data_invalid`` if labels contradict each other or name what is not there, ``one_class`` or ``too_few_labels``.
+        ``data_invalid`` if labels contradict each other or name what is not there, ``one_class``, ``too_few_labels``, or
+        ``folder_unavailable`` if the folder goes away.
     """
     predictor = Predictor.load(package)
     names = names_of(images)
     given, _ = read_labels(labels, None, None, names)
-    seen = look_at_all([names[label.file] for label in given], predictor, threads, "images")
+    seen = look_at_all([names[label.file] for label in given], images, predictor, threads, "images")
     found: dict[str, tuple[Any, str, str]] = {}
     for each, label in zip(seen, given, strict=True):
         if each.prediction is None:

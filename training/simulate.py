@@ -61,6 +61,7 @@ def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archiv
     ------
     Refusal
         ``data_invalid``, naming the row: a missing column, an empty cell, an unknown label, one image under two labels.
+        ``folder_unavailable`` if the manifest's folder goes away.
     """
     classes = predictor.card.output.classes
     try:
@@ -77,7 +78,8 @@ def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archiv
             raise Refusal("data_invalid", f"row {number}: a column is empty.")
         if record["label"].strip() not in classes:
             raise Refusal("data_invalid", f"row {number}: its label is not one of {', '.join(classes)}.")
-    seen = look_at_all([file.parent / record["image"].strip() for record in records], predictor, threads, "reading")
+    paths = [file.parent / record["image"].strip() for record in records]
+    seen = look_at_all(paths, file.parent, predictor, threads, "reading")
     labels: dict[str, int] = {}
     kept = []
     for number, (record, each) in enumerate(zip(records, seen, strict=True), start=1):

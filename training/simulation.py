@@ -155,12 +155,12 @@ def check(archive: Archive, plan: Rounds, seeds: int, classes: Sequence[str]) ->
     Raises
     ------
     Refusal
-        ``data_invalid`` if one class alone, or too few of one, are there; a split lacks the finding or all others; or the pool
+        ``one_class``; ``data_invalid`` if too few of a class are there; a split lacks the finding or all others; or the pool
         is smaller than the labels asked for.
     """
     counts = np.bincount(archive.labels, minlength=len(classes))
     if (counts > 0).sum() < 2:
-        raise Refusal("data_invalid", "All images have one label: there is nothing to tell apart.")
+        raise Refusal("one_class", "All images have one label: there is nothing to tell apart.")
     for name, count in zip(classes, counts.tolist(), strict=True):
         if 0 < count < LEAST:
             raise Refusal("data_invalid", f"There are {count} images of {name}; at least {LEAST} are needed, or none.")

@@ -16,7 +16,7 @@ from models.batch import find_files, read_file
 from models.card import InputSpec
 from models.errors import Refusal
 from models.label_package import MANIFEST, read_label_package
-from models.pool import patient_of
+from models.pool import check_there, folder_of, patient_of
 from models.predictor import Predictor
 from models.preprocess import preprocess
 from training.config import sha256
@@ -64,11 +64,11 @@ def read_target(folder: Path, spec: InputSpec) -> Target:
     Raises
     ------
     Refusal
-        ``data_invalid`` if there is no such folder.
+        ``data_invalid`` if there is no such folder, ``folder_unavailable`` if it goes away while it is read.
     """
     tensors, patients = [], []
     digests: dict[str, None] = {}
-    passed_over = 0
+    passed_over, root = 0, folder_of(folder)
     for path in tqdm(list(find_files([folder])), desc="reading the target", unit="image", mininterval=1):
         try:
             image, _ = read_file(path, spec)
@@ -76,6 +76,7 @@ def read_target(folder: Path, spec: InputSpec) -> Target:
             if not np.isfinite(tensor).all():
                 raise Refusal("not_decodable", "It holds values that are not finite.")
         except Refusal as refusal:
+            check_there(root, "Nothing was adapted. Give the command again.")
             print(f"passed over: {path}: {refusal}", file=sys.stderr)
             passed_over += 1
             continue

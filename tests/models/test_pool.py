@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.active_learning import OURS, SELECTIONS, Choosing
 from benchmarks.active_training import Seen as BenchmarkSeen
+from models import pool as pool_module
 from models.errors import Refusal
 from models.imaging import read_image
 from models.pool import BEST, STRATEGIES, WHY, Given, main, patient_of
@@ -171,3 +172,40 @@ def test_it_needs_no_torch() -> None:
     code = "import sys, models.pool; print({'torch', 'sklearn', 'lightning'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "set()"
+
+
+@pytest.mark.parametrize("leave", ["nothing", "an empty folder"])
+def test_a_pool_that_vanishes_is_told_apart_from_a_bad_file(
+    scans: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: str
+) -> None:
+    (scans / "00-broken.png").write_bytes(b"no image")
+    arguments = [
+        "--pool",
+        str(scans),
+        "--budget",
+        "3",
+        "--out",
+        str(tmp_path / "o.csv"),
+        "--model",
+        str(package),
+        "--threads",
+        "1",
+    ]
+    assert main(arguments) == 1  # the control: a bad file is passed over
+    (tmp_path / "o.csv").unlink()
+    real, seen = pool_module.look, []
+
+    def vanish(path: Path, predictor: Predictor) -> object:
+        seen.append(path)
+        if len(seen) == 5:
+            shutil.move(scans, tmp_path / "away")
+            if leave == "an empty folder":
+                scans.mkdir()
+        return real(path, predictor)
+
+    monkeypatch.setattr(pool_module, "look", vanish)
+    with pytest.raises(Refusal) as refusal:
+        main(arguments)
+    assert refusal.value.code == "folder_unavailable"
+    assert "scans" not in str(refusal.value)
+    assert not (tmp_path / "o.csv").exists()

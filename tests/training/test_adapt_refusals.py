@@ -20,6 +20,7 @@ from models.pool import patient_of
 from tests.conftest import tiny_graph
 from tests.training.bars import bar, write_rows
 from training import adapt
+from training import target as target_module
 from training.adaptation_config import Adaptation
 from training.adapted import plan_adaptation
 from training.classifier import ClassifierTraining, sibling
@@ -215,3 +216,24 @@ def test_a_patient_is_told_by_the_header_and_the_header_alone() -> None:
     assert str(image.header.PatientID) not in patient_of(image)
     image.header.PatientID = ""
     assert patient_of(image) == image.sha256
+
+
+def test_a_target_that_vanishes_is_told_apart_from_a_bad_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = scans(tmp_path / "target", 4)
+    (folder / "broken.png").write_bytes(b"no image")
+    spec = config_of_run(run).input
+    assert len(read_target(folder, spec).digests) == 4  # the control: a bad file is passed over
+    real = target_module.read_file
+
+    def vanish(path: Path, *rest: Any) -> Any:
+        if folder.exists():
+            shutil.move(folder, tmp_path / "away")
+        return real(path, *rest)
+
+    monkeypatch.setattr(target_module, "read_file", vanish)
+    with pytest.raises(Refusal) as refusal:
+        read_target(folder, spec)
+    assert refusal.value.code == "folder_unavailable"
+    assert capsys.readouterr().err.count("passed over") == 1

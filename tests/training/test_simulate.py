@@ -103,15 +103,16 @@ def test_where_labels_bring_nothing_there_is_nothing_to_save() -> None:
 def test_what_gives_no_curve_is_refused() -> None:
     given, classes = archive(), ("normal", "finding")
     check(given, Rounds(10, 10, 8), 3, classes)
-    for changed, plan, message in (
-        (replace(given, labels=np.zeros(300, dtype=np.int64)), Rounds(10, 10, 2), "one label"),
-        (replace(given, labels=(np.arange(300) < 3).astype(np.int64)), Rounds(10, 10, 2), "3 images of finding"),
-        (given, Rounds(10, 10, 40), "410 labels"),
-        (replace(given, patients=np.where(given.labels == 1, "one", given.patients)), Rounds(10, 10, 2), "Too few patients"),
+    few, one = (np.arange(300) < 3).astype(np.int64), np.where(given.labels == 1, "one", given.patients)
+    for changed, plan, code, message in (
+        (replace(given, labels=np.zeros(300, dtype=np.int64)), Rounds(10, 10, 2), "one_class", "one label"),
+        (replace(given, labels=few), Rounds(10, 10, 2), "data_invalid", "3 images of finding"),
+        (given, Rounds(10, 10, 40), "data_invalid", "410 labels"),
+        (replace(given, patients=one), Rounds(10, 10, 2), "data_invalid", "Too few patients"),
     ):
         with pytest.raises(Refusal, match=message) as refused:
             check(changed, plan, 3, classes)
-        assert refused.value.code == "data_invalid"
+        assert refused.value.code == code
 
 
 @pytest.fixture
