@@ -70,7 +70,8 @@ def draw_patient(chest: NDArray[np.float64], hospital: str, label: str, rng: np.
     attenuation = ndimage.shift(attenuation, rng.uniform(-4, 4, 2), order=1, mode="nearest")
     absorbed = 1 - np.exp(-np.clip(attenuation, 0, None) * gain * rng.uniform(0.9, 1.1))
     seen = ndimage.gaussian_filter(absorbed, blur) + rng.normal(0, noise, absorbed.shape)
-    return np.clip(np.rint(255 * seen), 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip(np.rint(255 * seen), 0, 255).astype(np.uint8)
+    return grey
 
 
 def write_set(folder: Path, attenuation: NDArray[np.float64]) -> Path:
