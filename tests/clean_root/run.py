@@ -51,6 +51,7 @@ class CleanRoot:
         for name in ("dev", "proc", "sys"):
             subprocess.run(["mount", "--rbind", f"/{name}", str(self.folder / name)], check=True)
         shutil.copy("/etc/resolv.conf", self.folder / "etc" / "resolv.conf")
+        (self.folder / "etc" / "hosts").write_text("127.0.0.1 localhost\n")  # an installer writes it, debootstrap does not
         self._configure_pip()
         self.inside(f"useradd --create-home --home-dir {HOME} --shell /bin/sh newcomer", user="root")
         subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(self.folder) + self.checkout], check=True)
