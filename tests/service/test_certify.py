@@ -204,14 +204,14 @@ def test_the_report_says_what_it_is_about(
     assert document["model"]["sha256"] == predictor.sha256
     assert document["labels"]["draw"]["by"] == "the worklist's random share"
     assert "Of accepted scans alone" in document["notes"][0]
-    assert not any("does not fit the share" in note for note in document["notes"])
+    assert not any("which does not fit the" in note for note in document["notes"])
     page = (tmp_path / "report" / HTML).read_text()
     assert "Of accepted scans alone" in page
     assert "secret" not in text + page
     assert "1.2." not in text
     monkeypatch.setenv("OVERREAD_KEEP_RANDOM_SHARE", "0.9")
     assert main(arguments) == 0
-    assert any("does not fit the share" in note for note in json.loads((tmp_path / "report" / JSON).read_text())["notes"])
+    assert any("which does not fit the" in note for note in json.loads((tmp_path / "report" / JSON).read_text())["notes"])
     for words, code in ((["--site", "north"], "unknown_site"), (["--site", "west"], "too_few_labels"),
                         (["--model", "x"], "unknown_model"), (["--ppv", "2"], "config_invalid")):  # fmt: skip
         with pytest.raises(Refusal) as caught:
