@@ -189,6 +189,7 @@ class Store:
                 _ADD_KEY.run(connection, {"purpose": "pseudonyms", "fingerprint": fingerprint})
                 known = connection.execute(_KEY).scalar_one()
         if known != fingerprint:
+            self.close()  # nobody goes on with it
             raise Refusal(
                 "config_invalid",
                 "The secret for pseudonyms (pseudonym.key in the state folder) is not the one that this database was begun with.",

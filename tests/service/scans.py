@@ -39,7 +39,7 @@ def ask(site: Site, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Ask a site's database."""
     if site.store.dialect == "postgresql":
         sql = sql.replace("%", "%%").replace("?", "%s")
-    with site.store.writing() as connection:
+    with site.store.reading() if sql.startswith("SELECT") else site.store.writing() as connection:
         done = connection.exec_driver_sql(sql, values)
         return [tuple(row) for row in done] if done.returns_rows else []
 

@@ -17,18 +17,25 @@ from models.errors import Refusal
 from service import erase, erasure
 from service.comparisons import Comparisons, Pair
 from service.erasure import Asked, Eraser
+from service.tables import metadata
 from service.upkeep import Upkeep
 from tests.service.archives import MemoryArchive, chest
 from tests.service.scans import ALL, NONE, ask, scan, take
+
+pytestmark = pytest.mark.dialects
 
 UID = "1.2.826.0.1.3680043.424242.777"
 PATIENT = "CANARY-PATIENT-77"
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def run(
+    tmp_path: Path, address: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Return a function that runs the command: ``run(patients=text, uids=text, images=[], code=0)`` -> what it printed."""
     monkeypatch.setenv("OVERREAD_STATE", str(tmp_path / "state"))
+    for name, value in address.items():
+        monkeypatch.setenv(f"OVERREAD_{name.upper()}", value)
 
     def run(patients: str = "", uids: str = "", images: tuple[str, ...] = (), code: int = 0, dry: bool = False) -> str:
         arguments = [part for digest in images for part in ("--image", digest)] + (["--dry-run"] if dry else [])
@@ -46,8 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def dump(site: Any, without: tuple[str, ...] = ("audit",)) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of every table."""
-    names = [name for (name,) in ask(site, "SELECT name FROM sqlite_master WHERE type = 'table'")]
-    return {name: ask(site, f"SELECT * FROM {name}") for name in names if name not in without and "sqlite" not in name}
+    return {name: ask(site, f"SELECT * FROM {name}") for name in metadata.tables if name not in without}
 
 
 def holding(site: Any, *needles: str) -> list[str]:
@@ -61,7 +67,7 @@ def holders(state: Path, *needles: str) -> list[str]:
     return [path.name for path in files if any(needle.encode() in path.read_bytes() for needle in needles)]
 
 
-def test_all_of_a_patient_goes_and_nothing_else(open_desk: Any, run: Any, tmp_path: Path) -> None:
+def test_all_of_a_patient_goes_and_nothing_else(open_desk: Any, run: Any, file: Path) -> None:
     desk = open_desk()
     mine = [desk.item(body=scan(n, PATIENT, SOPInstanceUID=f"{UID}.{n}")) for n in (1, 2, 3)]
     other = desk.item(body=scan(9, "B"))
@@ -96,12 +102,12 @@ def test_all_of_a_patient_goes_and_nothing_else(open_desk: Any, run: Any, tmp_pa
     assert desk.item(body=scan(1, PATIENT, SOPInstanceUID=f"{UID}.1"))["image_sha256"] == mine[0]["image_sha256"]
 
 
-def test_deleting_alone_would_leave_the_bytes(make_site: Any, tmp_path: Path) -> None:
+def test_deleting_alone_would_leave_the_bytes(make_site: Any, file: Path) -> None:
     """The control of the test above: SQLite keeps what was deleted, unless it is told not to."""
     site = make_site(**NONE)
     for number in range(20):
         take(site, scan(number, PATIENT, SOPInstanceUID=f"{UID}.{number}"))
-    with closing(sqlite3.connect(site.settings.database)) as connection:
+    with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA secure_delete = OFF")
         connection.execute("DELETE FROM instances")
         connection.execute("DELETE FROM verdicts")

@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from service.tables import results
 from tests.service.label_desk import Desk, code
 from tests.service.scans import ask
+
+pytestmark = pytest.mark.dialects
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def test_what_another_package_has_scored_since_is_stale(desk: Desk) -> None:
     item = desk.item()
     scored = {"model_sha256": "9" * 64, "result_id": "8" * 64}
     ask(desk.site, "INSERT INTO models SELECT ?, name, '2.0.0', card, first_loaded_at FROM models", scored["model_sha256"])
-    columns = [row[1] for row in ask(desk.site, "PRAGMA table_info(results)") if row[1] not in ("id", "model_sha256")]
+    columns = [column.name for column in results.c if column.name not in ("id", "model_sha256")]
     names = ", ".join(columns)
     ask(
         desk.site,

@@ -18,13 +18,15 @@ from service.store import Store
 from tests.conftest import tiny_card, tiny_graph
 from tests.service.packages import compare, difference, identity, write
 
+pytestmark = pytest.mark.dialects
+
 
 @pytest.fixture
-def in_use(tmp_path: Path) -> Callable[[], dict[str, dict[str, str]]]:
+def in_use(where: Any) -> Callable[[], dict[str, dict[str, str]]]:
     """Return a function that says which packages are in force, read anew."""
 
     def read() -> dict[str, dict[str, str]]:
-        store = Store(tmp_path / "state" / "overread.sqlite3")
+        store = Store(where)
         rows = Promotions(store).rows()
         store.close()
         return {role: in_force(rows, role) for role in ("current", "candidate")}  # type: ignore[arg-type]

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from service.analysis import Site
 from service.worklist import EVERY, WHY, Place, order
 from tests.service.scans import ALL, NONE, ask, scan, take
+
+pytestmark = pytest.mark.dialects
 
 NUMBERS = count(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from service.tokens import add_token
 from service.tokens import main as token
 from tests.service.scans import ALL, NONE, Reader, ask, code, scan
 from tests.service.test_api import check
+
+pytestmark = pytest.mark.dialects
 
 
 def test_the_site_of_a_scan(make_site: Any, connect: Any) -> None:
@@ -85,7 +88,8 @@ def test_what_each_site_saw(make_site: Any, connect: Any) -> None:
     reader = Reader(connect(site))
     for seed, where in ((1, "east"), (2, "east"), (3, "west"), (4, "east")):
         assert reader.send(scan(seed), f"?site={where}").status_code == 200
-    ask(site, "UPDATE verdicts SET created_at = datetime(created_at, '-1 day') || '.000000' WHERE id = 4")
+    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d %H:%M:%S.%f}"
+    ask(site, "UPDATE verdicts SET created_at = ? WHERE id = 4", yesterday)
     ask(site, "UPDATE verdicts SET verdict = 'review' WHERE id = 2")
     ask(
         site,
@@ -96,7 +100,7 @@ def test_what_each_site_saw(make_site: Any, connect: Any) -> None:
         "UPDATE results SET domain_percentile = CASE id WHEN (SELECT result_id FROM verdicts WHERE id = 1) THEN 10 ELSE 40 END",
     )
     ask(site, "UPDATE items SET origin = 'doubt' WHERE id = 2")
-    for number, (item, right, replaces) in enumerate([(1, 0, None), (1, 1, "l0"), (2, 0, None)]):
+    for number, (item, right, replaces) in enumerate([(1, False, None), (1, True, "l0"), (2, False, None)]):
         ask(
             site,
             "INSERT INTO labels (label_id, item_id, result_id, image_sha256, model_sha256, reader, standing, kind, document,"
@@ -121,5 +125,5 @@ def test_what_each_site_saw(make_site: Any, connect: Any) -> None:
     assert [day["mean_domain_percentile"] for day in answer["days"]] == pytest.approx([25, 40, 40])
     assert answer["days"][0]["day"] > answer["days"][2]["day"]
     assert len(reader.get("/v1/sites?days=1").json()["days"]) == 2
-    ask(site, "UPDATE verdicts SET scored_again = 1 WHERE id IN (1, 2)")
+    ask(site, "UPDATE verdicts SET scored_again = true WHERE id IN (1, 2)")
     assert [day["site"] for day in reader.get("/v1/sites?days=1").json()["days"]] == ["west"], "the worklist's are no scans"

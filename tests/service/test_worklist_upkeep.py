@@ -20,6 +20,8 @@ from service.upkeep import Upkeep
 from tests.conftest import tiny_card, tiny_graph
 from tests.service.scans import ALL, NONE, ask, scan, take
 
+pytestmark = pytest.mark.dialects
+
 STATES = "SELECT state FROM items ORDER BY id"
 
 
@@ -55,7 +57,7 @@ def orphan_of(site: Site) -> Path:
 
 
 def test_items_get_the_results_of_the_package_that_is_current_now(
-    make_site: Callable[..., Site], newer: Path, tmp_path: Path, draw: Any
+    make_site: Callable[..., Site], newer: Path, tmp_path: Path, draw: Any, file: Path
 ) -> None:
     scans = [
         scan(1, "A", WindowCenter=2048, WindowWidth=4096),
@@ -230,10 +232,10 @@ def test_stopping_does_not_wait_for_a_busy_engine(make_site: Callable[..., Site]
 
 
 def test_one_worker_at_a_time(make_site: Callable[..., Site]) -> None:
-    first, second = (Upkeep(make_site()) for _ in range(2))
-    with first._alone() as mine, second._alone() as too:
+    first, second = (make_site().store for _ in range(2))
+    with first.claimed("upkeep") as mine, second.claimed("upkeep") as too:
         assert (mine, too) == (True, False)
-    with second._alone() as mine:
+    with second.claimed("upkeep") as mine:
         assert mine
 
 
