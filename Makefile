@@ -77,8 +77,8 @@ fuzz: .venv-fuzz/.done  ## Search for damage that is not refused, led by coverag
 test-pacs: .venv-dev/.done  ## The tests with a real Orthanc alone
 	.venv-dev/bin/pytest -q tests/e2e/test_pacs.py tests/e2e/test_pacs_many.py tests/e2e/test_pacs_slides.py tests/e2e/test_receive.py
 
-test-page: .venv-dev/.done  ## The tests of the page, and the walk through the whole loop, in a real browser (Debian's chromium)
-	.venv-dev/bin/pytest -q -m '' tests/page
+test-page: .venv-dev/.done  ## The tests of the page alone, in a real browser (Debian's chromium)
+	.venv-dev/bin/pytest -q tests/page
 
 pictures: .venv-dev/.done  ## The README's pictures of the page again
 	PYTHONPATH=. .venv-dev/bin/python docs/pictures/draw.py

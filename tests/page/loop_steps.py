@@ -26,7 +26,7 @@ from tests.conftest import ROOT, Server
 HOME, NEW = "kermany_guangzhou", "nih_chestxray"
 CLASSES = ("normal", "pneumonia")
 NAME = "chest"
-SIDE = 32
+SIDE = 64
 """Pixels a side of what the network sees: enough to learn from, and quick."""
 ABOUT = ROOT / "training" / "specs" / "cxr-pneumonia.json"
 GOING_ON = "going on from step 50"
