@@ -23,7 +23,7 @@ from models import __version__
 from models.command import command_parser
 from models.errors import Refusal
 from service.audit import note, operator
-from service.database import coded
+from service.database import coded, file_of
 from service.durable import sync, write_new
 from service.loop_schemas import Digest
 from service.settings import Settings, keep_temporary_files, read_settings
@@ -134,7 +134,7 @@ def back_up(settings: Settings, out: Path) -> tuple[Manifest, str]:
         ``output_exists``; ``config_invalid`` without a database; ``storage_*``, also where pixels are missing or the database is
         damaged.
     """
-    if not settings.database.exists():
+    if not file_of(settings.store).exists():
         raise Refusal("config_invalid", "There is no database in OVERREAD_STATE.")
     if out.exists():
         raise Refusal("output_exists", "The folder is there already: name another one.")
@@ -304,7 +304,9 @@ def restore_main(argv: list[str]) -> int:
         manifest, sha256 = check(options.folder)
         print(f"{options.folder}: whole, made {manifest.created_at:%Y-%m-%dT%H:%M:%SZ}, digest {sha256}")
         return 0
-    manifest = restore(options.folder, read_settings().state)
+    settings = read_settings()
+    file_of(settings.store)
+    manifest = restore(options.folder, settings.state)
     print(f"restored the state of {manifest.created_at:%Y-%m-%dT%H:%M:%SZ} ({len(manifest.files)} files)")
     print("What was erased or revoked since then is back: erase and revoke it again.")
     return 0

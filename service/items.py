@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from models.triage import Judgement
+from service.dialects import insert
 from service.kept import Kept
 from service.store import Store, Stored
 from service.tables import items, kept_images, labels, leases, models, results, skips, verdicts
@@ -139,10 +139,10 @@ class Items:
                 return "full"
             values = {"rows": draft.rows, "columns": draft.columns, "bytes": draft.size, "facts": draft.facts}
             values |= {"kept_at": now, "expires_at": now + self._days, "removed_at": None}
-            statement = insert(kept_images).values(image_sha256=draft.image_sha256, **values)
+            statement = insert(connection, kept_images).values(image_sha256=draft.image_sha256, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=["image_sha256"], set_=values))
         scored = {"result_id": result["id"], "model_sha256": result["model_sha256"], "updated_at": now}
-        made = insert(items).values(
+        made = insert(connection, items).values(
             image_sha256=draft.image_sha256,
             model_name=draft.model_name,
             origin=RANDOM if verdict == "accept" else DOUBT,
