@@ -186,17 +186,19 @@ def score(pieces: Sequence[Piece], job: Job, workers: int | None) -> Iterator[tu
     by_start = {piece.first: piece for piece in pieces}
     items = [{"part": each.part, "first": each.first, "names": b"\0".join(each.names)} for each in pieces]
     _configure()
-    data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Worker,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        batch_format="numpy",
-        # One piece at a time: what waits behind a piece that ends its process would be taken to have ended it too
-        compute=ray.data.ActorPoolStrategy(size=processes, max_tasks_in_flight_per_actor=1),
-        num_cpus=1,
-        max_restarts=-1,
-        max_task_retries=1,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the restarts of a process have no other parameter yet
+        data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Worker,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="numpy",
+            # One piece at a time: what waits behind a piece that ends its process would be taken to have ended it too
+            compute=ray.data.ActorPoolStrategy(size=processes, max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            max_restarts=-1,
+            max_task_retries=1,
+        )
     for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         for first, content, code, detail in zip(batch["first"], batch["content"], batch["code"], batch["detail"], strict=True):
             if code:
