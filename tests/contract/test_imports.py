@@ -165,7 +165,10 @@ def test_no_other_distribution_owns_the_names() -> None:
 def undeclared(tree: Path) -> set[str]:
     """Return the distributions that models and service import and pyproject.toml does not ask for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *(one for extra in ("cpu", "dimse", "score") for one in project["optional-dependencies"][extra])]
+    asked = [
+        *project["dependencies"],
+        *(one for extra in ("cpu", "dimse", "score") for one in project["optional-dependencies"][extra]),
+    ]
     declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in asked}
     owners = metadata.packages_distributions()
     tops = {module.split(".")[0] for file, module in imported(tree) if "networks" not in file} - set(ROOMS)
