@@ -38,6 +38,7 @@ DOORS = {
         "service/label_studio_tasks.py",
         "service/labels.py",
         "service/leases.py",
+        "service/random_share.py",
         "service/sites.py",
         "service/worklist.py",
         "service/store.py",

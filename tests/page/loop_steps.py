@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.conftest import ROOT, Server
 
@@ -149,10 +150,15 @@ class Service:
         self.server.wait_ready()
 
     def kill(self) -> None:
-        """Kill all of its processes with -9."""
+        """Kill all of its processes with -9: a worker that outlives its parent for a moment would still answer."""
         assert self.server is not None
-        os.killpg(self.server.process.pid, signal.SIGKILL)
+        parent = psutil.Process(self.server.process.pid)
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            process.kill()
         self.server.process.wait(30)
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        assert not alive
 
     def stop(self) -> None:
         """Stop it, if it runs."""

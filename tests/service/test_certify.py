@@ -17,8 +17,9 @@ from models.certify import HTML, JSON
 from models.errors import Refusal
 from models.predictor import Predictor
 from models.sampling import share_holds
-from service.certify import document_of, main, random_share
+from service.certify import document_of, main
 from service.items import DOUBT, RANDOM
+from service.random_share import random_share
 from service.store import Store
 from service.tables import instances, items, kept_images, labels, models, results, verdicts
 
