@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from service.score_rows import parquet_of, row_of, schema_of
 
 STARTS = 3
 """Attempts to start Ray on this machine, which gives up after half a minute on one that is busy."""
+REACH_SECONDS = 10
 STORE_BYTES = 256 * 1024**2
 """Memory that blocks may take on this machine: names go in and rows come out, and images never pass through it."""
 FILES = ("card.json", "model.onnx")
@@ -136,12 +138,23 @@ def running(address: str | None, workers: int) -> Iterator[None]:
             options |= {"num_cpus": workers, "num_gpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
             options |= {"_temp_dir": folder}  # its logs end with it
         try:
+            if address is not None:
+                _reach(address)
             _start(address or "local", options, STARTS if address is None else 1)
             yield
         except RayError as error:
             raise Refusal("cluster_unavailable", f"Ray failed ({type(error).__name__}); what was scored is kept.") from error
         finally:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing listens at once: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise Refusal("cluster_unavailable", "Nothing answers at that address, which is HOST:PORT of the head node.") from error
 
 
 def _start(address: str, options: dict[str, Any], attempts: int) -> None:

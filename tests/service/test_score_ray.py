@@ -28,6 +28,8 @@ from tests.service.archives import chest
 from tests.service.peers import Peer
 
 pytestmark = pytest.mark.timeout(300)
+ON_RAY = pytest.mark.long
+"""Ray takes minutes to start on a busy machine, and gives up on its own processes after fifteen seconds."""
 VARIABLES = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -127,6 +129,7 @@ def call(address: str, package: Path, tmp_path: Path) -> Callable[..., int]:
     return call
 
 
+@ON_RAY
 def test_two_nodes_give_the_rows_of_a_plain_loop(
     archive: Path, package: Path, tmp_path: Path, call: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +143,7 @@ def test_two_nodes_give_the_rows_of_a_plain_loop(
     assert not ray.is_initialized()
 
 
+@ON_RAY
 def test_killed_it_goes_on(archive: Path, package: Path, tmp_path: Path, address: str, call: Any) -> None:
     out = tmp_path / "out"
     words = ["score", str(archive), "--out", str(out), "--model", str(package), "--part", "1", "--address", address]
@@ -158,6 +162,7 @@ def test_killed_it_goes_on(archive: Path, package: Path, tmp_path: Path, address
     assert rows_in(out) == loop(archive, package)
 
 
+@ON_RAY
 def test_an_archive_that_goes_away_keeps_what_was_done(
     archive: Path, package: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +185,7 @@ def test_an_archive_that_goes_away_keeps_what_was_done(
     assert rows_in(tmp_path / "out") == expected
 
 
+@ON_RAY
 def test_a_file_that_ends_the_process_has_a_row(archive: Path, package: Path, tmp_path: Path, address: str) -> None:
     class Deadly(Folder):
         def read(self, name: bytes) -> Content:
@@ -198,6 +204,7 @@ def test_a_file_that_ends_the_process_has_a_row(archive: Path, package: Path, tm
     assert [row for row in found if row["position"] != 7] == [row for row in expected if row["position"] != 7]
 
 
+@ON_RAY
 def test_a_dicomweb_archive_without_names(package: Path, tmp_path: Path, call: Any) -> None:
     peer = Peer()
     try:
@@ -231,10 +238,15 @@ def test_a_process_gives_rows_or_a_code(archive: Path, package: Path, tmp_path: 
     assert score_ray.Worker(Job(changed, Folder(archive), True))(batch)["code"][0] == "package_invalid"
 
 
+@ON_RAY
 def test_what_is_wrong_with_the_cluster_has_a_code(archive: Path, package: Path, address: str) -> None:
     job = Job.of(package, Folder(archive), paths=True)
     piece = Piece(0, 0, (b"00.png",))
     with pytest.raises(Refusal, match=r"cluster_unavailable.*0\.0\.0"), score_ray.running(address, 1):
         list(score_ray.score([piece], Job(job.package, job.source, True, "0.0.0"), None))
-    with pytest.raises(Refusal, match="cluster_unavailable"), score_ray.running("127.0.0.1:1", 1):
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:many"])
+def test_an_address_at_which_nothing_listens_has_a_code(address: str) -> None:
+    with pytest.raises(Refusal, match="cluster_unavailable"), score_ray.running(address, 1):
         pass
