@@ -53,8 +53,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
+STARTS_RAY = {"score"}
+"""Ray gives up where its own processes take too long to start, as beside another test: these are among the long tests."""
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem in STARTS_RAY else ()) for path in BENCHMARKS],
+)
 def test_smoke(script: Path, data_root: Path, work: Path) -> None:
     if '"Orthanc"' in script.read_text():
         require("Orthanc")
