@@ -34,6 +34,8 @@ GRAPH = "model.onnx"
 TARGET = "target"
 """In the ``model.pt`` of an adapted run: statistics of its target, which is a domain of the distance without images here."""
 TOLERANCE = 1e-4
+LEAST_SCALE = 1e-2
+"""Of a statistic, as a share of its own size or of the usual scale: what varies less among the training images."""
 BATCHES = (1, 3, 8)
 
 
@@ -77,20 +79,31 @@ def fit_distance(statistics: NDArray[np.float32], domains: Sequence[str]) -> Dom
     -----
     The covariance at a position is the mean of the domains' own (Ledoit-Wolf shrunk, after scaling to unit variance), so that
     a domain with many images does not decide alone what is usual. It is whitened by its Cholesky factor: W^T W is its inverse.
+    A value that hardly varies among the images has the scale :data:`LEAST_SCALE` times its size instead: finer differences than
+    that are below what single precision and other processors give again.
     """
-    whitenings, centres = zip(*(_whiten(part, domains) for part in statistics.transpose(1, 0, 2).astype(np.float64)), strict=True)
-    return DomainDistance(
-        torch.from_numpy(np.stack(whitenings).astype(np.float32)), torch.from_numpy(np.stack(centres, axis=1).astype(np.float32))
+    whitenings, centres, origins = zip(
+        *(_whiten(part, domains) for part in statistics.transpose(1, 0, 2).astype(np.float64)), strict=True
     )
+    return DomainDistance(*(
+        torch.from_numpy(np.stack(parts, axis=axis).astype(np.float32))
+        for parts, axis in ((whitenings, 0), (centres, 1), (origins, 0))
+    ))  # fmt: skip
 
 
-def _whiten(values: NDArray[np.float64], domains: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _whiten(
+    values: NDArray[np.float64], domains: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     names = np.array(domains)
     members = [values[names == name] for name in np.unique(names)]
-    scale = np.sqrt(np.mean([part.var(axis=0) for part in members], axis=0)) + 1e-6
+    means = np.stack([part.mean(axis=0) for part in members])
+    origin = means.mean(axis=0)
+    scale = np.sqrt(np.mean([part.var(axis=0) for part in members], axis=0))
+    # A channel that is dead on the training images has no scale of its own: the usual one of its neighbours stands in
+    scale = np.maximum(scale, LEAST_SCALE * np.maximum(np.abs(means).max(axis=0), np.median(scale))) + 1e-6
     covariance = np.mean([LedoitWolf().fit((part - part.mean(axis=0)) / scale).covariance_ for part in members], axis=0)
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)) / scale
-    return whitening, np.stack([whitening @ part.mean(axis=0) for part in members])
+    return whitening, (means - origin) @ whitening.T, origin
 
 
 @torch.no_grad()
@@ -154,7 +167,9 @@ def to_onnx(served: nn.Module, config: RunConfig | SegmenterConfig, outputs: Seq
 
 @torch.no_grad()
 def largest_difference(served: nn.Module, graph: Graph, tensors: NDArray[np.float32]) -> float:
-    """Return the largest absolute difference of any output between torch and onnxruntime, over batches of 1, 3 and 8.
+    """Return the largest difference of any output between torch and onnxruntime, over batches of 1, 3 and 8.
+
+    It is absolute up to 1 and relative beyond, since a distance has no bound.
 
     Parameters
     ----------
@@ -166,7 +181,8 @@ def largest_difference(served: nn.Module, graph: Graph, tensors: NDArray[np.floa
         for start in range(0, len(tensors) - size + 1, size):
             batch = tensors[start : start + size]
             for found, expected in zip(graph.values(batch), served(torch.from_numpy(batch)), strict=True):
-                worst = max(worst, float(np.abs(found - expected.numpy()).max()))
+                wanted = expected.numpy()
+                worst = max(worst, float((np.abs(found - wanted) / np.maximum(np.abs(wanted), 1)).max()))
     return worst
 
 

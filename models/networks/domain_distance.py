@@ -73,7 +73,10 @@ class DomainDistance(nn.Module):
     whitening : Tensor, shape (P, S, S)
         For each position W with W^T W the inverse of the covariance within the domains, of the statistics there.
     centres : Tensor, shape (domains, P, S)
-        Whitened means: W times the mean statistics of each training domain.
+        W times the difference of the mean statistics of each training domain from the origin.
+    origin : Tensor, shape (P, S)
+        Taken from statistics before they are whitened: of two large numbers that are nearly equal, single precision keeps the
+        difference only if it is taken first.
 
     Notes
     -----
@@ -86,16 +89,18 @@ class DomainDistance(nn.Module):
     2018, arXiv:1807.03888, section 2.1, with domains in the place of classes and a shrunk covariance.
     """
 
-    def __init__(self, whitening: Tensor, centres: Tensor) -> None:
+    def __init__(self, whitening: Tensor, centres: Tensor, origin: Tensor) -> None:
         super().__init__()
         self.whitening: Tensor
         self.centres: Tensor
+        self.origin: Tensor
         self.register_buffer("whitening", whitening)
         self.register_buffer("centres", centres)
+        self.register_buffer("origin", origin)
 
     def forward(self, statistics: Tensor) -> Tensor:
         """Return the distance (N,), at least 0, of statistics (N, P, S)."""
-        whitened = (statistics[:, :, None] @ self.whitening.transpose(1, 2))[:, :, 0]
+        whitened = ((statistics - self.origin)[:, :, None] @ self.whitening.transpose(1, 2))[:, :, 0]
         squared = (whitened[:, None] - self.centres).square().mean(dim=(2, 3))
         return torch.sqrt(squared.amin(dim=1))
 

@@ -37,7 +37,11 @@ def test_distance_is_the_mahalanobis_distance_to_the_nearest_centre() -> None:
     covariance = root @ root.T + np.eye(5)
     centres = random.normal(size=(2, 5)) * 4
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
-    module = DomainDistance(torch.from_numpy(whitening)[None], torch.from_numpy(centres @ whitening.T)[:, None])
+    module = DomainDistance(
+        torch.from_numpy(whitening)[None],
+        torch.from_numpy((centres - centres[0]) @ whitening.T)[:, None],
+        torch.from_numpy(centres[:1]),
+    )
     points = random.normal(size=(20, 5)) * 5
     inverse = np.linalg.inv(covariance)
     expected = [min(mahalanobis(point, centre, inverse) for centre in centres) / 5**0.5 for point in points]
@@ -47,14 +51,14 @@ def test_distance_is_the_mahalanobis_distance_to_the_nearest_centre() -> None:
 
 
 def test_positions_are_averaged_before_the_nearest_domain_is_taken() -> None:
-    module = DomainDistance(torch.eye(1).repeat(2, 1, 1), torch.tensor([[[0.0], [0.0]], [[4.0], [4.0]]]))
+    module = DomainDistance(torch.eye(1).repeat(2, 1, 1), torch.tensor([[[0.0], [0.0]], [[4.0], [4.0]]]), torch.zeros(2, 1))
     mixed = torch.tensor([[[0.0], [4.0]]])  # one position of either domain: near neither as a whole
     assert float(module(mixed)) == pytest.approx(8**0.5)
 
 
 def test_images_of_a_domain_lie_near_one() -> None:
     torch.manual_seed(0)
-    module = DomainDistance(torch.eye(50).repeat(4, 1, 1), torch.zeros(1, 4, 50))
+    module = DomainDistance(torch.eye(50).repeat(4, 1, 1), torch.zeros(1, 4, 50), torch.zeros(4, 50))
     at_home = module(torch.randn(500, 4, 50))
     assert abs(float(at_home.mean()) - 1) < 0.02
     assert float(module(torch.randn(1, 4, 50) + 3)) > 2
@@ -62,7 +66,7 @@ def test_images_of_a_domain_lie_near_one() -> None:
 
 def test_a_view_is_far_by_either_distance() -> None:
     maps = [torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4, 4)]
-    whole = DomainDistance(torch.eye(14)[None], torch.zeros(1, 1, 14))
-    grid = DomainDistance(torch.eye(3).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, 3))
+    whole = DomainDistance(torch.eye(14)[None], torch.zeros(1, 1, 14), torch.zeros(1, 14))
+    grid = DomainDistance(torch.eye(3).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, 3), torch.zeros(GRID**2, 3))
     first, second = whole(stage_statistics(maps)), grid(grid_statistics(maps))
     torch.testing.assert_close(ViewDistance(whole, grid)(maps), torch.sqrt((first**2 + second**2) / 2))

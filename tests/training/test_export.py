@@ -55,8 +55,8 @@ def served() -> export.ServedClassifier:
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
     distance = ViewDistance(
-        DomainDistance(torch.randn(1, 480, 480) / 20, torch.randn(2, 1, 480)),
-        DomainDistance(torch.randn(16, 112, 112) / 10, torch.randn(2, 16, 112)),
+        DomainDistance(torch.randn(1, 480, 480) / 20, torch.randn(2, 1, 480), torch.randn(1, 480)),
+        DomainDistance(torch.randn(16, 112, 112) / 10, torch.randn(2, 16, 112), torch.randn(16, 112)),
     )
     return export.ServedClassifier(classifier, LossPrediction(classifier.widths), distance).eval()
 
@@ -115,6 +115,19 @@ def test_distance_stays_finite_with_few_images_and_a_dead_channel() -> None:
     statistics[:, :, 0] = 0
     module = export.fit_distance(statistics, ["a"] * 10)
     assert torch.isfinite(module(torch.from_numpy(statistics) + 1)).all()
+
+
+def test_values_that_hardly_vary_are_the_same_in_single_precision() -> None:
+    random = np.random.default_rng(0)
+    statistics = random.normal(size=(200, 1, 6)).astype(np.float32)
+    statistics[:, :, 1] = 900 + 0.01 * statistics[:, :, 1]  # large, and nearly constant
+    statistics[:, :, 2] = 0.0  # a dead channel
+    module = export.fit_distance(statistics, ["a"] * 200)
+    probe = torch.from_numpy(statistics[:20].copy())
+    probe[:, :, 2] = 0.5  # alive in another image: far, but not beyond all measure
+    found, exact = module(probe), export.fit_distance(statistics, ["a"] * 200).double()(probe.double())
+    assert float((found - exact).abs().max()) < 1e-4
+    assert 3 < float(found.min()) < float(found.max()) < 100
 
 
 def test_other_data_are_refused(finished: tuple[Path, Path], tmp_path: Path) -> None:

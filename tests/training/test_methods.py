@@ -52,8 +52,8 @@ def train(monkeypatch: pytest.MonkeyPatch, small: dict[str, Any]) -> Callable[[l
 def no_distance() -> ViewDistance:
     whole, cells = 2 * sum(WIDTHS), sum(WIDTHS[:-1])
     return ViewDistance(
-        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole)),
-        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells)),
+        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole), torch.zeros(1, whole)),
+        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells), torch.zeros(GRID**2, cells)),
     )
 
 

@@ -69,7 +69,7 @@ def test_graph_has_the_contracts_names_and_a_free_batch(finished: tuple[Path, Pa
 def test_without_a_module_the_score_is_the_mean_entropy_of_the_pixels() -> None:
     torch.manual_seed(0)
     network = Segmenter(3, (4, 8), 1).eval()
-    served = ServedSegmenter(network, None, DomainDistance(torch.eye(24)[None], torch.zeros(1, 1, 24)))
+    served = ServedSegmenter(network, None, DomainDistance(torch.eye(24)[None], torch.zeros(1, 1, 24), torch.zeros(1, 24)))
     logits, _, score, _ = served(torch.randn(2, 3, 16, 16))
     p = torch.sigmoid(logits.double())
     entropy = -(p * torch.log(p) + (1 - p) * torch.log(1 - p)).mean(dim=(1, 2, 3))

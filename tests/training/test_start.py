@@ -157,8 +157,8 @@ def test_the_large_backbone_is_exported_with_gates_folded(config: Callable[..., 
         gates(network)[3].fill_(0.5)
     whole, cells = 2 * sum(WIDTHS), sum(WIDTHS[:-1])
     distance = ViewDistance(
-        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole)),
-        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells)),
+        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole), torch.zeros(1, whole)),
+        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells), torch.zeros(GRID**2, cells)),
     )
     served = ServedClassifier(fold_normalization(network.eval()), None, distance).eval()
     images = torch.randn(8, 1, 32, 32)
