@@ -43,7 +43,7 @@ SPREAD = $(FIRST) $(filter-out $(FIRST) %__pycache__,$(patsubst %/,%,$(sort $(wi
 WORKERS ?= 2
 ALONE = $(wildcard $(patsubst %,tests/e2e/test_%.py,overload replicas tutorial))
 unit: .venv/.done .venv-dev/.done  ## The tests alone
-	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(SPREAD) $(addprefix --ignore=,$(ALONE))
+	OMP_NUM_THREADS=1 .venv-dev/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 $(SPREAD) $(addprefix --ignore=,$(ALONE))
 	.venv-dev/bin/pytest $(ALONE)
 
 # The long figure of each row of docs/reliability.md that has one; make test-long-5 is that of row 5.
