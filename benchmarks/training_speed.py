@@ -83,8 +83,8 @@ def session(network: nn.Module, recipe: Recipe) -> ort.InferenceSession:
         },
     )  # fmt: skip
     distance = ViewDistance(
-        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole)),
-        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells)),
+        DomainDistance(torch.eye(whole)[None], torch.zeros(1, 1, whole), torch.zeros(1, whole)),
+        DomainDistance(torch.eye(cells).repeat(GRID**2, 1, 1), torch.zeros(1, GRID**2, cells), torch.zeros(GRID**2, cells)),
     )
     _, head = build(drawn(replace(recipe, batch=1)), Method(), recipe)
     options = ort.SessionOptions()
