@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -277,22 +278,16 @@ class Server:
         return self.process.returncode
 
 
-@pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Return a function that starts a real server: ``start_server(package, workers=1, state=None, **environment)``."""
+@contextmanager
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Give a function that starts a real server; all that it started end with the context."""
     started: list[Server] = []
 
     def start(
-        *packages: Path,
-        workers: int = 1,
-        state: Path | None = None,
-        wait: bool = True,
-        port: int | None = None,
-        **environment: str,
-    ) -> Server:
+        *packages: Path, workers: int = 1, state: Path | None = None, wait: bool = True, port: int = 0, **environment: str
+    ) -> Server:  # fmt: skip
         state = state or tmp_path_factory.mktemp("state")
-        log = tmp_path_factory.mktemp("log") / "server.log"
-        port = port or free_port()
+        log, port = tmp_path_factory.mktemp("log") / "server.log", port or free_port()
         known = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
         known |= {"OVERREAD_STATE": str(state), "OVERREAD_MODELS": ":".join(map(str, packages))} | environment
         command = [sys.executable, "-m", "models.cli", "serve", "--port", str(port), "--workers", str(workers)]
@@ -304,12 +299,22 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             server.wait_ready()
         return server
 
-    yield start
-    for server in started:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Return what starts a real server; it ends with the module, since idle ones take processor time, and there are dozens."""
+    with starting(tmp_path_factory) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[..., Server], package: Path) -> Server:
+def server(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Iterator[Server]:
     """A server of the tiny model that tests share; none may stop it."""
-    return start_server(package)
+    with starting(tmp_path_factory) as start:
+        yield start(package)
