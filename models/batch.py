@@ -102,6 +102,35 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise Refusal("data_invalid", f"There is no file or folder {path}.")
 
 
+def gone(kept: str) -> Refusal:
+    """Return what is raised where a folder of images is not there any more; ``kept`` says what becomes of the work so far."""
+    return Refusal("folder_unavailable", f"The folder of the images went away while it was read. {kept}")
+
+
+def check_there(folder: Path, kept: str) -> None:
+    """Tell a file that cannot be read from a folder that went away: what a lost mount leaves is missing, dead or empty.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files that are read lie.
+    kept : str
+        What becomes of the work done so far, in a sentence.
+
+    Raises
+    ------
+    Refusal
+        ``folder_unavailable``.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            there = next(entries, None) is not None
+    except OSError as error:
+        raise gone(kept) from error
+    if not there:
+        raise gone(kept)
+
+
 def read_file(path: Path, spec: InputSpec, *, whole: bool = False, region: Box | None = None) -> tuple[Image, list[str]]:
     """Read an image that a model takes.
 

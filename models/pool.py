@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.batch import DEFAULT_MODEL, DOUBTS, find_files, read_file
+from models.batch import DEFAULT_MODEL, DOUBTS, check_there, find_files, read_file
 from models.command import command_parser
 from models.errors import Refusal
 from models.image import Image
@@ -128,30 +127,6 @@ def look(path: Path, predictor: Predictor) -> Seen:
 def folder_of(named: Path) -> Path:
     """Return the folder that is read where a folder, or one file, is named."""
     return named if named.is_dir() else named.parent
-
-
-def check_there(folder: Path, kept: str) -> None:
-    """Tell a file that cannot be read from a folder that went away: what a lost mount leaves is missing, dead or empty.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the files that are read lie.
-    kept : str
-        What becomes of the work done so far, in a sentence.
-
-    Raises
-    ------
-    Refusal
-        ``folder_unavailable``.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            there = next(entries, None) is not None
-    except OSError:
-        there = False
-    if not there:
-        raise Refusal("folder_unavailable", f"The folder of the images went away while it was read. {kept}")
 
 
 def look_at_all(paths: Sequence[Path], folder: Path, predictor: Predictor, threads: int, description: str) -> list[Seen]:

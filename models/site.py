@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from models.batch import find_files
+from models.batch import check_there, find_files
 from models.errors import Refusal
-from models.pool import check_there, look
+from models.pool import look
 from models.predictor import Predictor
 from models.triage import judge
 

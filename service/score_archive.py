@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from pydicom import dcmread
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from models.batch import MAX_FILE_BYTES, is_image_name
+from models.batch import MAX_FILE_BYTES, check_there, gone, is_image_name
 from models.errors import Refusal
 from models.imaging import refusing
 from service.dicomweb import Archive
@@ -29,6 +29,7 @@ AWAY = frozenset({"archive_unavailable", "folder_unavailable"})
 """Codes that say nothing about a file: all of it is gone, for now."""
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds between attempts at an archive that does not answer."""
+_KEPT = "What was scored is kept. Give the command again."
 _LOST = frozenset({errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENXIO})
 """What a lost mount gives in the place of a file's bytes."""
 
@@ -88,7 +89,7 @@ class Folder:
 
     def _walked(self) -> Iterator[bytes]:
         def fail(error: OSError) -> None:
-            _check_there(self.root)
+            check_there(self.root, _KEPT)
             raise Refusal("data_invalid", f"A folder inside of the archive cannot be read ({type(error).__name__}).") from error
 
         for folder, below, files in os.walk(self.root, onerror=fail):
@@ -107,7 +108,7 @@ class Folder:
             try:
                 directory = dcmread(self.index)
             except OSError as error:
-                _check_there(self.root)
+                check_there(self.root, _KEPT)
                 raise Refusal("data_invalid", f"The DICOMDIR cannot be read ({type(error).__name__}).") from error
             if directory.file_meta.MediaStorageSOPClassUID != MediaStorageDirectoryStorage:
                 raise Refusal("data_invalid", "The file is no DICOMDIR; name the folder that holds it instead.")
@@ -135,27 +136,12 @@ class Folder:
                 data = stream.read()
         except OSError as error:
             if error.errno in _LOST:
-                raise _gone() from error
-            _check_there(self.root)
+                raise gone(_KEPT) from error
+            check_there(self.root, _KEPT)
             if self.index is None and isinstance(error, FileNotFoundError):  # listed there: a mount below the root may be lost
-                _check_there(path.parent)
+                check_there(path.parent, _KEPT)
             raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
         return Content(data, hashlib.sha256(data).hexdigest())
-
-
-def _gone() -> Refusal:
-    return Refusal("folder_unavailable", "The archive's folder went away; what was scored is kept. Give the command again.")
-
-
-def _check_there(folder: Path) -> None:
-    """Tell a file that cannot be read from a folder that went away: what a lost mount leaves is missing, dead or empty."""
-    try:
-        with os.scandir(folder) as entries:
-            there = next(entries, None) is not None
-    except OSError as error:
-        raise _gone() from error
-    if not there:
-        raise _gone()
 
 
 @dataclass(frozen=True)
@@ -233,5 +219,5 @@ def open_source(archive: str, settings: Settings) -> Source:
         if path.is_file():
             return Folder(path.parent, path)
     except OSError as error:
-        raise _gone() from error
+        raise gone(_KEPT) from error
     raise Refusal("data_invalid", "ARCHIVE is no folder, no DICOMDIR and no address (http:// or https://).")

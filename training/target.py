@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.batch import find_files, read_file
+from models.batch import check_there, find_files, read_file
 from models.card import InputSpec
 from models.errors import Refusal
 from models.label_package import MANIFEST, read_label_package
-from models.pool import check_there, folder_of, patient_of
+from models.pool import folder_of, patient_of
 from models.predictor import Predictor
 from models.preprocess import preprocess
 from training.config import sha256
