@@ -8,10 +8,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from models.errors import Refusal
 from service import erase, erasure
@@ -218,7 +220,8 @@ def test_scans_that_take_the_numbers_of_erased_ones_are_counted(make_site: Any, 
     newest = ask(site, "SELECT max(id) FROM verdicts")
     run(PATIENT)
     take(site, scan(8, "C"))
-    assert ask(site, "SELECT max(id) FROM verdicts") < newest, "a number is given again"
+    if site.store.dialect == "sqlite":
+        assert ask(site, "SELECT max(id) FROM verdicts") < newest, "a number is given again"
     assert site.health.advance() == 1
     (row,) = site.health.rows()
     assert row.drift.seen == 5
@@ -269,9 +272,9 @@ def test_a_file_without_a_patient_is_refused(make_site: Any, run: Any, text: str
         run(text)
 
 
-def test_an_identifier_is_never_an_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_site: Any) -> None:
+@pytest.mark.usefixtures("run")
+def test_an_identifier_is_never_an_argument(tmp_path: Path, make_site: Any) -> None:
     make_site(**NONE)
-    monkeypatch.setenv("OVERREAD_STATE", str(tmp_path / "state"))
     for arguments in ([], [PATIENT], ["--patient-id", PATIENT], ["--patient-id-file", "-", "--uid-file", "-"]):
         with pytest.raises(SystemExit):
             erase.main(arguments)
@@ -283,7 +286,12 @@ def test_an_identifier_is_never_an_argument(tmp_path: Path, monkeypatch: pytest.
 
 
 def _age(site: Any, days: float) -> None:
-    ask(site, f"UPDATE verdicts SET created_at = datetime(created_at, '-{days} days')")
+    """Make what was stored ``days`` days older."""
+    verdicts = metadata.tables["verdicts"]
+    with site.store.writing() as connection:
+        for number, created in connection.execute(sa.select(verdicts.c.id, verdicts.c.created_at)).all():
+            older = created - timedelta(days=days)
+            connection.execute(sa.update(verdicts).where(verdicts.c.id == number).values(created_at=older))
 
 
 def test_results_go_when_they_are_too_old(make_site: Any) -> None:

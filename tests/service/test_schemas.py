@@ -27,6 +27,7 @@ COMMANDS_ONLY = {
     "burned_in_annotation",
     "candidate_not_compared",
     "candidate_worse",
+    "cluster_unavailable",
     "folder_unavailable",
     "one_class",
     "too_few_labels",
