@@ -60,12 +60,14 @@ class Recorded:
 
 
 class OpenVino(Graph):
-    """The same graph, run by OpenVINO on one thread."""
+    """The same graph, run by OpenVINO on one thread: with numbers as short as it likes for the processor, or with all their digits."""
 
-    def __init__(self, file: Path, outputs: tuple[str, ...]) -> None:
+    def __init__(self, file: Path, outputs: tuple[str, ...], *, exact: bool) -> None:
         import openvino
 
-        options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        if exact:
+            options["INFERENCE_PRECISION_HINT"] = "f32"  # else bfloat16 where the processor computes in it
         self._compiled = openvino.Core().compile_model(str(file), "CPU", options)
         self.outputs, self.provider = outputs, "OpenVINO"
 
@@ -135,7 +137,8 @@ def variants(content: bytes, outputs: tuple[str, ...], tensors: Sequence[NDArray
         )  # fmt: skip
         found[form] = Graph(quantized.read_bytes(), outputs=outputs)
     if find_spec("openvino") is not None:
-        found["OpenVINO"] = OpenVino(plain, outputs)
+        found["OpenVINO"] = OpenVino(plain, outputs, exact=False)
+        found["OpenVINO, float32"] = OpenVino(plain, outputs, exact=True)
     return found
 
 
