@@ -19,7 +19,7 @@ CODES: dict[str, str] = {
     "unknown_site": "The site is none of those of the settings.",
     "forbidden": "The token's role may not do this.",
     "rate_limited": "This caller has used up its requests for now.",
-    "overloaded": "The queue is full; try again later.",
+    "overloaded": "The queue is full, or too much is being received; try again later.",
     "deadline_exceeded": "The request waited longer than its deadline; try again later.",
     "not_ready": "The service is starting or stopping.",
     "storage_full": "The result could not be stored: the disk is full.",

@@ -17,6 +17,7 @@ from service.access import Access
 from service.analysed import Analysis
 from service.answers import Reply, card_of
 from service.audit import Audit
+from service.bodies import AT_ONCE, Bodies
 from service.callers import Proxy
 from service.dicom_results import is_ours
 from service.engine import Engine
@@ -65,6 +66,7 @@ class Site:
         self.health = Health(self.store)
         self.lineup = Lineup(settings, self.store, self.telemetry)
         self.sessions = Sessions(self.store, self.access, settings.session_hours)
+        self.bodies = Bodies(AT_ONCE * settings.max_body_bytes)
         self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
         self.shadow = Shadow(self.lineup, self.engine, self.store, self.telemetry)
 
@@ -306,6 +308,11 @@ class Site:
 
 
 def _uid(image: Image) -> str | None:
-    """Return the SOP Instance UID, or None where the image states none that could be one (64 characters at most)."""
+    """Return the SOP Instance UID, or None where the image states none that could be one (64 characters at most).
+
+    One with a control character is refused (``inconsistent_image``): PostgreSQL keeps no NUL, and cut off there it is another's.
+    """
     uid = str(image.header.get("SOPInstanceUID", "")).strip() if image.header is not None else ""
+    if not uid.isprintable():
+        raise Refusal("inconsistent_image", "The SOP Instance UID holds a character that no UID has.")
     return uid if 0 < len(uid) <= 64 else None

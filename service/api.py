@@ -107,7 +107,8 @@ class Api:
         site.access.authorise(caller, method, route)
         if not public:  # strangers share a bucket: they must not use up what health checks need
             site.access.spend(caller)
-        return await HANDLERS[method, route](site, Call(request, caller, parameters))
+        with site.bodies.held() as held:
+            return await HANDLERS[method, route](site, Call(request, caller, parameters, held))
 
 
 def _refused(refusal: Refusal, route: str | None) -> tuple[str, Response]:
@@ -133,7 +134,7 @@ async def _predict(site: Site, call: Call) -> Response:
     # A longer body has to be read, or who still sends it sees a broken connection instead of the refusal
     if length is not None and length <= MAX_UNREAD_BYTES:
         site.engine.check_room()
-    upload = await read_upload(call.request, site.settings.max_body_bytes, site.settings.body_timeout_seconds)
+    upload = await read_upload(call.request, site.settings.max_body_bytes, site.settings.body_timeout_seconds, call.held)
     return await _send(await site.engine.run_and_commit(lambda: site.analyse(upload, wanted), site.conclude))
 
 
@@ -150,7 +151,8 @@ async def _studies(site: Site, call: Call) -> Response:
         return Outcome(sop_class_uid, reply.uid, reply.stored.result["id"], reply.judgement.verdict)
 
     settings = site.settings
-    outcomes = await receive(call.request, analyse, settings.threads, settings.max_body_bytes, settings.body_timeout_seconds)
+    limits = (settings.threads, settings.max_body_bytes, settings.body_timeout_seconds)
+    outcomes = await receive(call.request, analyse, *limits, call.held)
     for outcome in outcomes:
         site.telemetry.stow_instances.labels("ok" if outcome.refusal is None else "refused").inc()
     return Response(json.dumps(answer(outcomes)), status_of(outcomes), media_type=DICOM_JSON)

@@ -64,7 +64,7 @@ async def _sign_in(site: Site, call: Call) -> Response:
     if old:
         await asyncio.to_thread(site.sessions.close, old)
     cookie, session = await asyncio.to_thread(site.sessions.open, login.token)
-    response = json_response(_answer(site, Call(call.request, session.caller, {}), session.expires_at))
+    response = json_response(_answer(site, Call(call.request, session.caller, {}, call.held), session.expires_at))
     set_cookie(response, call.request, cookie, int(site.settings.session_hours * 3600))
     return response
 

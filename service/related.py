@@ -44,6 +44,8 @@ class RelatedParts:
         Parts that have begun.
     ended : bool
         Whether the last boundary was met.
+    size : int, bytes
+        Held of the part that is not complete yet.
 
     Raises
     ------
@@ -60,7 +62,7 @@ class RelatedParts:
         self._headers: dict[str, str] = {}
         self._field = self._value = b""
         self._chunks: list[bytes] = []
-        self._size = 0
+        self.size = 0
         callbacks: Any = {
             "on_part_begin": self._begin,
             "on_part_data": self._data,
@@ -94,11 +96,11 @@ class RelatedParts:
         self.begun += 1
         if self.begun > self._most:
             raise Refusal("bad_request", f"A request may have {self._most} instances at most.")
-        self._headers, self._chunks, self._size = {}, [], 0
+        self._headers, self._chunks, self.size = {}, [], 0
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self._size += end - start
-        if self._size > self._limit:
+        self.size += end - start
+        if self.size > self._limit:
             raise Refusal("too_large", f"An instance may have {self._limit} bytes at most.")
         self._chunks.append(data[start:end])
 
@@ -114,7 +116,7 @@ class RelatedParts:
 
     def _end_part(self) -> None:
         self._complete.append((self._headers.get("content-type", ""), b"".join(self._chunks)))
-        self._chunks = []
+        self._chunks, self.size = [], 0
 
     def _end(self) -> None:
         self.ended = True

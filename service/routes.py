@@ -15,6 +15,7 @@ from starlette.responses import Response
 from models.errors import Refusal
 from service.access import ACCESS, Caller
 from service.audit import Who
+from service.bodies import Held
 from service.wall import media_type_of, read_body
 
 if TYPE_CHECKING:
@@ -68,11 +69,14 @@ class Call:
         Who makes it.
     parameters : dict of str to str
         Of the path.
+    held : Held
+        What its body takes of the memory.
     """
 
     request: Request
     caller: Caller
     parameters: dict[str, str]
+    held: Held
 
     def query(self, *names: str) -> dict[str, str]:
         """Return the query; an unknown or repeated parameter is refused rather than passed over.
@@ -135,7 +139,7 @@ class Call:
         media_type, _ = media_type_of(self.request.headers.get("content-type"))
         if media_type != "application/json" or self.request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal("unsupported_media_type", "Content-Type must be application/json, without a Content-Encoding.")
-        body = await read_body(self.request, limit, seconds)
+        body = await read_body(self.request, limit, seconds, self.held)
         try:
             return kind.model_validate_json(body)
         except ValidationError as error:

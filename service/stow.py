@@ -18,6 +18,7 @@ from starlette.requests import Request
 
 from models.errors import Refusal
 from models.imaging import refusing
+from service.bodies import Held
 from service.related import RELATED, RelatedParts
 from service.wall import media_type_of
 
@@ -85,8 +86,13 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-async def _instances(request: Request, limit: int, seconds: float) -> AsyncIterator[tuple[str, bytes]]:
-    """Yield (Content-Type, content) of each part as it arrives; ``seconds`` is the longest time for one of them."""
+async def _instances(
+    request: Request, limit: int, seconds: float, arriving: Callable[[int], None]
+) -> AsyncIterator[tuple[str, bytes]]:
+    """Yield (Content-Type, content) of each part as it arrives; ``seconds`` is the longest time for one of them.
+
+    ``arriving`` is told how many bytes are held of parts that are not yielded yet.
+    """
     parts = RelatedParts(_boundary(request), limit, MAX_INSTANCES)
     stream = request.stream()
     clock = asyncio.get_running_loop()
@@ -99,7 +105,9 @@ async def _instances(request: Request, limit: int, seconds: float) -> AsyncItera
             raise Refusal("request_timeout", f"An instance took longer than {seconds:g} seconds.") from error
         if chunk is None:
             break
-        for part in parts.write(chunk):
+        complete = parts.write(chunk)
+        arriving(parts.size + sum(len(content) for _, content in complete))
+        for part in complete:
             yield part
             end = clock.time() + seconds  # the time that the analysis took is not the sender's
     if not parts.begun:
@@ -109,7 +117,7 @@ async def _instances(request: Request, limit: int, seconds: float) -> AsyncItera
 
 
 async def receive(
-    request: Request, analyse: Callable[[bytes], Awaitable[Outcome]], threads: int, limit: int, seconds: float
+    request: Request, analyse: Callable[[bytes], Awaitable[Outcome]], threads: int, limit: int, seconds: float, held: Held
 ) -> list[Outcome]:
     """Analyse every instance of a request.
 
@@ -124,6 +132,8 @@ async def receive(
         Of one instance.
     seconds : float
         For one instance to arrive.
+    held : Held
+        What the instances take of the memory.
 
     Returns
     -------
@@ -133,14 +143,21 @@ async def receive(
     Raises
     ------
     Refusal
-        ``unsupported_media_type``, ``bad_request``, ``too_large``, ``request_timeout`` or ``empty_body``. What was committed
-        before stays.
+        ``unsupported_media_type``, ``bad_request``, ``too_large``, ``request_timeout``, ``overloaded`` or ``empty_body``. What
+        was committed before stays.
     """
     tasks: list[asyncio.Task[Outcome]] = []
+    under_way: dict[asyncio.Task[Outcome], int] = {}
+
+    def arriving(size: int) -> None:
+        held.hold(size + sum(under_way.values()))
+
     try:
         async with asyncio.timeout(MAX_SECONDS):
-            async for declared, content in _instances(request, limit, seconds):
+            async for declared, content in _instances(request, limit, seconds, arriving):
                 tasks.append(asyncio.create_task(_one(declared, content, analyse)))
+                under_way[tasks[-1]] = len(content)
+                tasks[-1].add_done_callback(under_way.pop)
                 while sum(not task.done() for task in tasks) >= threads:
                     await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)
             return list(await asyncio.gather(*tasks))

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from models.errors import Refusal
 from service.access import is_loopback
+from service.bodies import Held
 from service.related import silent_parser
 
 IMAGE_TYPES = ("application/dicom", "image/png", "image/jpeg")
@@ -66,7 +67,7 @@ def declared_length(request: Request) -> int | None:
     return int(declared[:18]) if declared.isascii() and declared.isdigit() else None
 
 
-async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+async def read_body(request: Request, limit: int, seconds: float, held: Held) -> bytes:
     """Read a whole body.
 
     Parameters
@@ -75,26 +76,39 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     limit : int, bytes
     seconds : float
         For the whole body.
+    held : Held
+        What it takes of the memory; it holds the body from now on, as long as it says.
 
     Raises
     ------
     Refusal
-        ``too_large`` or ``request_timeout``.
+        ``too_large``, ``request_timeout`` or ``overloaded``.
     """
-    declared = declared_length(request)  # what it does not say is counted below
-    if declared is not None and declared > limit:
+    declared = declared_length(request) or 0  # what it does not say is counted below
+    if declared > limit:
         raise Refusal("too_large", f"The body may have {limit} bytes at most.")
     chunks: list[bytes] = []  # joined once: a body that grows is copied again and again
     size = 0
+    full: Refusal | None = None
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
-                chunks.append(chunk)
                 size += len(chunk)
                 if size > limit:
                     raise Refusal("too_large", f"The body may have {limit} bytes at most.")
+                if full is None:
+                    try:
+                        held.hold(max(size, declared))
+                        chunks.append(chunk)
+                    except Refusal as refusal:
+                        # The rest is read and dropped, or who still sends it sees a broken connection instead of the refusal
+                        full = refusal
+                        chunks.clear()
+                        held.hold(0)
     except TimeoutError as error:
         raise Refusal("request_timeout", f"The body took longer than {seconds:g} seconds.") from error
+    if full is not None:
+        raise full
     return b"".join(chunks)
 
 
@@ -191,25 +205,25 @@ def _declared(name: str, headers: dict[str, str]) -> str | None:
     return media_type
 
 
-async def read_upload(request: Request, limit: int, seconds: float) -> Upload:
+async def read_upload(request: Request, limit: int, seconds: float, held: Held) -> Upload:
     """Read the image of a request, raw or as a form.
 
     Parameters
     ----------
-    request, limit, seconds
+    request, limit, seconds, held
         As :func:`read_body` takes them.
 
     Raises
     ------
     Refusal
-        ``unsupported_media_type``, ``too_large``, ``request_timeout``, ``empty_body``, and as :func:`parse_form` says.
+        ``unsupported_media_type``, ``empty_body``, and as :func:`read_body` and :func:`parse_form` say.
     """
     media_type, options = media_type_of(request.headers.get("content-type"))
     if media_type not in {*IMAGE_TYPES, FORM}:
         raise Refusal("unsupported_media_type", f"Content-Type must be one of {', '.join((*IMAGE_TYPES, FORM))}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal("unsupported_media_type", "A Content-Encoding is not taken.")
-    body = await read_body(request, limit, seconds)
+    body = await read_body(request, limit, seconds, held)
     if not body:
         raise Refusal("empty_body")
     if media_type == FORM:

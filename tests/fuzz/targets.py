@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from models.errors import CODES, Refusal
 from models.imaging import read_image
+from service.bodies import AT_ONCE, Bodies, Held
 from service.segmentation import read_regions
 from service.stow import Outcome, answer, meta_uids, receive, status_of
 from service.wall import IMAGE_TYPES, read_upload
@@ -62,7 +63,7 @@ def _request(data: bytes, size: int) -> Request:
 def check_form(data: bytes) -> str:
     """Find the image of a form and the regions beside it; return what came of it: ``upload`` or a code."""
     try:
-        upload = asyncio.run(read_upload(_request(data, 4096), LIMIT, WAIT))
+        upload = asyncio.run(read_upload(_request(data, 4096), LIMIT, WAIT, Held(Bodies(AT_ONCE * LIMIT))))
         if upload.regions is not None:
             read_regions(upload.regions, read_image(upload.body), None)
     except Refusal as refusal:
@@ -76,7 +77,7 @@ async def _instances(data: bytes, size: int) -> str:
     async def analyse(content: bytes) -> Outcome:
         return Outcome(*meta_uids(content), result_id=f"{hash(content):x}", verdict="review")
 
-    outcomes = await receive(_request(data, size), analyse, 2, LIMIT, WAIT)
+    outcomes = await receive(_request(data, size), analyse, 2, LIMIT, WAIT, Held(Bodies(AT_ONCE * LIMIT)))
     return f"{status_of(outcomes)} {json.dumps(answer(outcomes), allow_nan=False)}"
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from models.errors import Refusal
+from service.bodies import Bodies, Held
 from service.wall import IMAGE_TYPES, MAX_PARTS, MAX_REGIONS_BYTES, REGIONS_TYPES, Upload, check_host, parse_form, read_upload
 
 LIMIT = 100_000
@@ -41,7 +42,7 @@ def request_of(
 
 def upload(body: bytes, headers: dict[str, str], **options: Any) -> Upload:
     request, _ = request_of([body], headers, **options)
-    return asyncio.run(read_upload(request, LIMIT, 5))
+    return asyncio.run(read_upload(request, LIMIT, 5, Held(Bodies(LIMIT))))
 
 
 def refused(body: bytes, headers: dict[str, str], **options: Any) -> str:
@@ -107,7 +108,7 @@ def test_empty_bodies() -> None:
 def test_a_declared_length_is_refused_before_reading() -> None:
     request, taken = request_of([b"x"], {"content-type": "image/png", "content-length": str(LIMIT + 1)})
     with pytest.raises(Refusal) as caught:
-        asyncio.run(read_upload(request, LIMIT, 5))
+        asyncio.run(read_upload(request, LIMIT, 5, Held(Bodies(LIMIT))))
     assert (caught.value.code, taken) == ("too_large", [])
 
 
@@ -125,7 +126,7 @@ def test_bytes_are_counted_while_reading(lie: dict[str, str]) -> None:
     """Whatever length was declared: a chunked body without end is cut at the limit, not at the end of memory."""
     request, taken = request_of((bytes(10_000) for _ in range(10**9)), {"content-type": "image/png"} | lie)
     with pytest.raises(Refusal) as caught:
-        asyncio.run(read_upload(request, LIMIT, 5))
+        asyncio.run(read_upload(request, LIMIT, 5, Held(Bodies(LIMIT))))
     assert caught.value.code == "too_large"
     assert sum(taken) <= LIMIT + 10_000
 
@@ -138,7 +139,7 @@ def test_slow_bodies_end() -> None:
     request, _ = request_of((b"x" for _ in range(10**9)), {"content-type": "image/png"}, pause=0.05)
     started = time.monotonic()
     with pytest.raises(Refusal) as caught:
-        asyncio.run(read_upload(request, LIMIT, 0.3))
+        asyncio.run(read_upload(request, LIMIT, 0.3, Held(Bodies(LIMIT))))
     assert caught.value.code == "request_timeout"
     assert time.monotonic() - started < 3
 
@@ -146,7 +147,7 @@ def test_slow_bodies_end() -> None:
 def test_a_client_that_vanishes_is_no_image() -> None:
     request, _ = request_of([b"half"], {"content-type": "image/png"}, vanish=True)
     with pytest.raises(ClientDisconnect):
-        asyncio.run(read_upload(request, LIMIT, 5))
+        asyncio.run(read_upload(request, LIMIT, 5, Held(Bodies(LIMIT))))
 
 
 @pytest.mark.parametrize("media_type", IMAGE_TYPES)
