@@ -103,7 +103,7 @@ def walk(tmp_path: Path, data_root: Path, ask: Any) -> Iterator[Walk]:
     service.stop()
 
 
-@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_whole_loop(walk: Walk, sign_in: Callable[..., Page]) -> None:
     walk.service.start()
     send_scans(walk)
