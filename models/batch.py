@@ -91,15 +91,17 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     Raises
     ------
     Refusal
-        ``data_invalid`` if a path does not exist.
+        ``data_invalid`` if a path does not exist, ``folder_unavailable`` if it cannot be listed.
     """
     for path in paths:
-        if path.is_dir():
-            yield from sorted(item for item in path.rglob("*") if is_image_name(item.name) and item.is_file())
-        elif path.exists():
-            yield path
-        else:
+        try:
+            folder, there = path.is_dir(), path.exists()
+            inside = sorted(item for item in path.rglob("*") if is_image_name(item.name) and item.is_file()) if folder else []
+        except OSError as error:  # of a dead mount, which is there and cannot be listed
+            raise gone("Nothing was read of it yet.") from error
+        if not there:
             raise Refusal("data_invalid", f"There is no file or folder {path}.")
+        yield from inside if folder else [path]
 
 
 def gone(kept: str) -> Refusal:
@@ -131,6 +133,16 @@ def check_there(folder: Path, kept: str) -> None:
         raise gone(kept)
 
 
+def file_bytes(path: Path) -> bytes:
+    """Return the bytes of a file; a Refusal, ``too_large`` or ``not_decodable``, if it has too many or cannot be read."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
+        return path.read_bytes()
+    except OSError as error:
+        raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
+
+
 def read_file(path: Path, spec: InputSpec, *, whole: bool = False, region: Box | None = None) -> tuple[Image, list[str]]:
     """Read an image that a model takes.
 
@@ -155,13 +167,7 @@ def read_file(path: Path, spec: InputSpec, *, whole: bool = False, region: Box |
     Refusal
         ``too_large`` or ``not_decodable``, or as reading and accepting an image refuses.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise Refusal("too_large", f"The file may have {MAX_FILE_BYTES} bytes at most.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise Refusal("not_decodable", f"The file cannot be read ({type(error).__name__}).") from error
-    return read_bytes(data, spec, whole=whole, region=region)
+    return read_bytes(file_bytes(path), spec, whole=whole, region=region)
 
 
 def read_bytes(data: bytes, spec: InputSpec, *, whole: bool = False, region: Box | None = None) -> tuple[Image, list[str]]:

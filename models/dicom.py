@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -84,13 +85,21 @@ def read_dicom(data: bytes, target: tuple[int, int] | None, limits: Limits, regi
     )
 
 
-def read_uids(data: bytes, limits: Limits) -> dict[str, str]:
-    """Read by which UIDs an image goes, within the bounds of :func:`read_dicom`, and nothing else of it.
+def read_elements(data: bytes, limits: Limits, keywords: Sequence[str] = UIDS) -> dict[str, str]:
+    """Read a few texts of a header, within the bounds of :func:`read_dicom`, and nothing else of the file.
+
+    Parameters
+    ----------
+    data : bytes
+        A file with its preamble.
+    limits : Limits
+    keywords : sequence of str
+        Of top-level elements; the UIDs of SOP class, study, series and instance unless given.
 
     Returns
     -------
     dict of str to str
-        Keyword -> UID of SOP class, study, series and instance, as far as the data set states them.
+        Keyword -> text, as far as the data set states them.
 
     Raises
     ------
@@ -108,9 +117,9 @@ def read_uids(data: bytes, limits: Limits) -> dict[str, str]:
         syntax.implicit,
         not syntax.big_endian,
         stop_when=lambda tag, _vr, _length: tag.group >= 0x5200,
-        specific_tags=[Tag(keyword) for keyword in UIDS],
+        specific_tags=[Tag(keyword) for keyword in keywords],
     )
-    return {keyword: str(found[keyword].value) for keyword in UIDS if keyword in found}
+    return {keyword: str(found[keyword].value or "") for keyword in keywords if keyword in found}
 
 
 def _open(data: bytes, meta: Meta, syntax: Syntax, limits: Limits) -> BinaryIO:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
+import io
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from models.batch import DEFAULT_MODEL, DOUBTS, check_there, find_files, read_file
+from models.batch import DEFAULT_MODEL, DOUBTS, find_files
 from models.command import command_parser
 from models.errors import Refusal
-from models.image import Image
-from models.postprocess import Prediction
+from models.journal import write_whole, writing
 from models.predictor import Predictor
+from models.seen import Seen, folder_of, look_at_all, predictions
 from models.selection import REASONS, at_random, badge, core_set, margin, most_doubtful, select, typical
 from models.triage import judge
 from models.uncertainty import entropy
@@ -92,65 +90,6 @@ STRATEGIES: dict[str, Callable[[Given], Chosen]] = {
 """By the names that ``benchmarks/active_learning.py`` measures them under."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A file and what was read of it: a prediction, or why there is none."""
-
-    file: Path
-    digest: str = ""
-    patient: str = ""
-    notes: tuple[str, ...] = ()
-    prediction: Prediction | None = None
-    error: str = ""
-    detail: str = ""
-
-
-def patient_of(image: Image) -> str:
-    """Return what tells an image's patient from others: a digest of PatientID and its issuer, or else the image's own."""
-    header = image.header
-    identity = str(header.get("PatientID", "") or "") if header is not None else ""
-    if header is None or not identity:
-        return image.sha256
-    return hashlib.sha256(f"{header.get('IssuerOfPatientID', '')}\t{identity}".encode()).hexdigest()
-
-
-def look(path: Path, predictor: Predictor) -> Seen:
-    """Read and predict one file; what cannot be is said in the answer."""
-    try:
-        image, notes = read_file(path, predictor.card.input)
-        (prediction,) = predictor.predict([image])
-    except Refusal as refusal:
-        return Seen(path, error=refusal.code, detail=refusal.detail)
-    return Seen(path, image.sha256, patient_of(image), tuple(notes), prediction)
-
-
-def folder_of(named: Path) -> Path:
-    """Return the folder that is read where a folder, or one file, is named."""
-    return named if named.is_dir() else named.parent
-
-
-def look_at_all(paths: Sequence[Path], folder: Path, predictor: Predictor, threads: int, description: str) -> list[Seen]:
-    """Read and predict files of a folder side by side, in their order, with a progress bar on standard error.
-
-    Raises
-    ------
-    Refusal
-        ``folder_unavailable`` if the folder goes away meanwhile: a part of it must not pass for the whole.
-    """
-
-    def looked(path: Path) -> Seen:
-        seen = look(path, predictor)
-        if seen.prediction is None:
-            check_there(folder, "Nothing was written. Give the command again.")
-        return seen
-
-    pool = ThreadPoolExecutor(threads)
-    try:
-        return list(tqdm(pool.map(looked, paths), total=len(paths), desc=description, unit="image", file=sys.stderr))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def once(seen: Sequence[Seen], known: set[str]) -> tuple[list[Seen], list[Seen]]:
     """Split what was read into images to choose from and files passed over.
 
@@ -174,7 +113,7 @@ def once(seen: Sequence[Seen], known: set[str]) -> tuple[list[Seen], list[Seen]]
             passed_over.append(each)
         elif each.digest in known or each.digest in pool:
             what = "annotated already" if each.digest in known else "in the pool under another name"
-            passed_over.append(Seen(each.file, each.digest, error="duplicate", detail=f"The image is {what}."))
+            passed_over.append(Seen(each.file, digest=each.digest, error="duplicate", detail=f"The image is {what}."))
         else:
             pool[each.digest] = each
     return list(pool.values()), passed_over
@@ -200,6 +139,8 @@ def _row(rank: int, each: Seen, why: tuple[str, ...], predictor: Predictor) -> d
     return row | {"image_sha256": each.digest, "model": predictor.card.name, "model_sha256": predictor.sha256}
 
 
+KEPT = ".predictions.jsonl"
+"""Takes the place of ``.csv`` in the name of --out: what the model said of each image."""
 COLUMNS = (
     "rank", "file", "why", "predicted", *DOUBTS, "verdict", "image_sha256", "model", "model_sha256", "error", "detail",
 )  # fmt: skip
@@ -209,12 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "select",
         "Choose what to annotate of a pool of images: the best first, each with why. Bad files are listed at the "
-        "end of the output and passed over.",
+        "end of the output and passed over. Given again, a run that was stopped goes on.",
         "overread select --pool scans/ --budget 30 --out to_annotate.csv",
     )
     parser.add_argument("--pool", type=Path, required=True, metavar="FOLDER", help="images to choose from")
     parser.add_argument("--budget", type=int, required=True, help="images to choose")
-    parser.add_argument("--out", type=Path, required=True, help="to_annotate.csv")
+    parser.add_argument("--out", type=Path, required=True, help="to_annotate.csv; predictions are kept beside it")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of a classifier's model package")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default=BEST, metavar="NAME",
                         help=f"{'; '.join(STRATEGIES)} (the default)")  # fmt: skip
@@ -239,12 +180,13 @@ def main(argv: list[str]) -> int:
     files = list(find_files([options.pool]))
     annotated: list[Seen] = []
     of_labelled = list(find_files([options.labelled])) if options.labelled else []
-    if of_labelled:
-        looked = look_at_all(of_labelled, folder_of(options.labelled), predictor, options.threads, "labelled")
-        annotated = [each for each in looked if each.prediction is not None]
-    if len(annotated) < len(of_labelled):
-        print(f"{len(of_labelled) - len(annotated)} files in --labelled cannot be read and were passed over", file=sys.stderr)
-    seen = look_at_all(files, folder_of(options.pool), predictor, options.threads, "pool")
+    with predictions(options.out.with_suffix(KEPT), predictor) as kept:
+        if of_labelled:
+            looked = look_at_all(of_labelled, folder_of(options.labelled), predictor, options.threads, "labelled", kept)
+            annotated = [each for each in looked if each.prediction is not None]
+        if len(annotated) < len(of_labelled):
+            print(f"{len(of_labelled) - len(annotated)} files in --labelled cannot be read and were passed over", file=sys.stderr)
+        seen = look_at_all(files, folder_of(options.pool), predictor, options.threads, "pool", kept)
     pool, passed_over = once(seen, {each.digest for each in annotated})
     if not pool:
         raise Refusal("data_invalid", "The pool holds no image that can be read and is not annotated already.")
@@ -256,14 +198,13 @@ def main(argv: list[str]) -> int:
         _row(rank, pool[index], why, predictor) for rank, (index, why) in enumerate(STRATEGIES[options.strategy](given), start=1)
     ]
     bad = [{"file": str(each.file), "error": each.error, "detail": each.detail} for each in passed_over]
-    try:
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
+    writer.writerows([*rows, *bad])
+    with writing():
         # A file's name may hold bytes that are no text: they are written as they are
-        with options.out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
-            writer.writerows([*rows, *bad])
-    except OSError as error:
-        raise Refusal("config_invalid", f"--out cannot be written ({type(error).__name__}).") from error
+        write_whole(options.out, table.getvalue().encode("utf-8", "surrogateescape"))
     failed = sum(each.error != "duplicate" for each in passed_over)
     print(
         f"{len(files)} files: {len(rows)} of {len(pool)} images chosen, {len(passed_over)} files passed over ({failed} of them "

@@ -1,28 +1,21 @@
-"""A site's images and what a model package says of each, kept as it comes, so that nothing is predicted twice."""
+"""A site's images and what a model package says of each."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from models.batch import check_there, find_files
+from models.batch import find_files
 from models.errors import Refusal
-from models.pool import look
+from models.postprocess import Prediction
 from models.predictor import Predictor
+from models.seen import Seen, look_at_all, predictions
 from models.triage import judge
 
 Row = dict[str, Any]
-_KEPT = "What was predicted is kept. Give the command again."
 
 
 @dataclass(frozen=True)
@@ -73,84 +66,32 @@ def predict_site(folder: Path, names: dict[str, Path], predictor: Predictor, sto
         Of :func:`names_of`.
     predictor : Predictor
     store : Path
-        JSON lines; a finished image is appended at once. A line stands for a file again if bytes and package are the same.
+        See :func:`models.seen.predictions`.
     threads : int
         Images read side by side.
 
     Raises
     ------
     Refusal
-        ``folder_unavailable`` if the folder vanishes; what was predicted stays in ``store``. ``config_invalid`` if that cannot be
-        written.
+        ``folder_unavailable`` if the folder vanishes, ``config_invalid``, ``storage_full`` or ``storage_unavailable`` if
+        ``store`` cannot be written; what was predicted stays there.
     """
-    known = {(row["file"], row["file_sha256"]): row for row in _kept(store) if row["model_sha256"] == predictor.sha256}
-    done: list[Row] = []
-    pool = ThreadPoolExecutor(threads)
-    try:
-        with _writing(store) as out:
-            rows = pool.map(lambda name: _row(name, names[name], folder, predictor, known), names)
-            for row in tqdm(rows, total=len(names), desc=predictor.card.name, unit="image", file=sys.stderr):
-                if "error" not in row and (row["file"], row["file_sha256"]) not in known:
-                    out.write(json.dumps(row, allow_nan=False) + "\n")
-                    out.flush()
-                done.append(row)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    whole = hashlib.sha256("".join(f"{row['file_sha256']} {row['file']!r}\n" for row in done).encode()).hexdigest()
-    readable = [row for row in done if "error" not in row]
-    once = {row["image_sha256"]: row for row in reversed(readable)}
-    failed = Counter(row["error"] for row in done if "error" in row)
+    with predictions(store, predictor) as kept:
+        found = look_at_all(list(names.values()), folder, predictor, threads, predictor.card.name, kept)
+    done = dict(zip(names, found, strict=True))
+    whole = hashlib.sha256("".join(f"{seen.file_sha256} {name!r}\n" for name, seen in done.items()).encode()).hexdigest()
+    rows = [_row(name, seen, seen.prediction, predictor) for name, seen in done.items() if seen.prediction is not None]
+    once = {row["image_sha256"]: row for row in reversed(rows)}
+    failed = Counter(seen.error for seen in found if seen.prediction is None)
     return Site(
-        sorted(once.values(), key=lambda row: row["file"]), {row["file"]: row["image_sha256"] for row in readable}, failed, whole
+        sorted(once.values(), key=lambda row: row["file"]), {row["file"]: row["image_sha256"] for row in rows}, failed, whole
     )
 
 
-def _kept(store: Path) -> Iterator[Row]:
-    if not store.exists():
-        return
-    try:
-        kept = store.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal("config_invalid", f"The predictions that are kept cannot be read ({type(error).__name__}).") from error
-    for line in kept.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-
-
-@contextmanager
-def _writing(store: Path) -> Iterator[Any]:
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        cut = store.exists() and store.stat().st_size > 0 and not store.read_bytes().endswith(b"\n")
-        out = store.open("a", encoding="utf-8")
-    except OSError as error:
-        raise Refusal("config_invalid", f"The folder of the report cannot be written ({type(error).__name__}).") from error
-    with out:
-        if cut:
-            out.write("\n")
-        yield out
-
-
-def _row(name: str, path: Path, folder: Path, predictor: Predictor, known: dict[tuple[str, str], Row]) -> Row:
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        check_there(folder, _KEPT)
-        return {"file": name, "file_sha256": "", "error": "not_decodable"}
-    if (name, digest) in known:
-        return known[name, digest]
-    seen = look(path, predictor)
-    row: Row = {"file": name, "file_sha256": digest}
-    if seen.prediction is None:
-        check_there(folder, _KEPT)
-        return row | {"error": seen.error}
-    found = seen.prediction
+def _row(name: str, seen: Seen, found: Prediction, predictor: Predictor) -> Row:
     judgement = judge(found, predictor.card.triage, seen.notes)
-    return row | {
-        "model_sha256": predictor.sha256,
+    return {
+        "file": name,
         "image_sha256": seen.digest,
         "probabilities": found.probabilities,
         "predicted_loss": found.predicted_loss,

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from models.command import command_parser
-from models.dicom import read_uids
+from models.dicom import read_elements
 from models.errors import Refusal
 from models.imaging import DEFAULT_LIMITS, refusing
 from service.access import is_loopback
@@ -113,7 +113,7 @@ class Receiver:
         if data is None:
             raise Refusal("too_large")
         with refusing():
-            uids = read_uids(data, DEFAULT_LIMITS)
+            uids = read_elements(data, DEFAULT_LIMITS)
         stated = [uids.get(keyword, "") for keyword in ("SOPClassUID", "SOPInstanceUID")]
         if not any(stated):
             raise Refusal("not_decodable")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import models
 from models.errors import Refusal
+from models.journal import writing
 from service.durable import sync, write_new
 from service.score_rows import count_of, rows_of
 
 MANIFEST, LISTING, PASSED_OVER = "manifest.json", "listing", "passed_over.csv"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Output:
 
     def __init__(self, folder: Path, made: Made, names: Callable[[], list[bytes]]) -> None:
         self.folder, self.made = folder, made
-        with _writing("config_invalid"):
+        with writing("config_invalid"):
             for left in folder.glob(".*.tmp"):  # of a run that was killed
                 left.unlink()
             document = self._manifest()
@@ -133,7 +131,7 @@ class Output:
         Refusal
             ``storage_full`` or ``storage_unavailable``; what was written before stays.
         """
-        with _writing("storage_unavailable"):
+        with writing():
             self._write(self._path(part).name, content)
 
     def _write(self, name: str, content: bytes) -> None:
@@ -156,7 +154,7 @@ class Output:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(["position", "path", "error", "detail"])
-        with _writing("storage_unavailable"):
+        with writing():
             for part in self.parts:
                 for row in rows_of(self._path(part).read_bytes(), ["position", "path", "verdict", "error", "detail"]):
                     if row["error"] is None:
@@ -168,12 +166,3 @@ class Output:
             if not self.made.paths:
                 (self.folder / LISTING).unlink(missing_ok=True)
         return verdicts, errors
-
-
-@contextmanager
-def _writing(code: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in _FULL
-        raise Refusal("storage_full" if full else code, f"--out cannot be written ({type(error).__name__}).") from error

@@ -13,6 +13,7 @@ import numpy as np
 from models.batch import DEFAULT_MODEL
 from models.command import command_parser
 from models.errors import Refusal
+from models.journal import writing
 from training.config import write_json
 from training.learning_curve import HORIZON, MIN_SEEDS, MIN_SIZES, ROUNDS, Fit, Verdict, fit
 
@@ -20,7 +21,7 @@ Document = dict[str, Any]
 Measured = tuple[int, int, float]
 """Labels, seed and score of one training."""
 
-SCORES, JSON, TEXT, PICTURE = "scores.csv", "plan.json", "plan.txt", "plan.png"
+SCORES, JSON, TEXT, PICTURE, KEPT = "scores.csv", "plan.json", "plan.txt", "plan.png", "predictions.jsonl"
 
 
 def read_scores(file: Path) -> list[Measured]:
@@ -236,16 +237,16 @@ def main(argv: list[str]) -> int:
     else:
         from training.plan_features import measure  # scikit-learn, which --scores does not need
 
-        measured = measure(options.model, options.labels, options.images, options.score, options.seeds, options.threads)
+        measured = measure(
+            options.model, options.labels, options.images, options.score, options.seeds, options.threads, options.out / KEPT
+        )
     document = plan(measured, options.target, options.seconds_per_label)
-    try:
+    with writing():
         options.out.mkdir(parents=True, exist_ok=True)
         with (options.out / SCORES).open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("labels", "seed", "score"), *measured])
         write_json(options.out / JSON, document)
         (options.out / TEXT).write_text(text(document))
         draw(document, measured, options.out / PICTURE)
-    except OSError as error:
-        raise Refusal("config_invalid", f"--out cannot be written ({type(error).__name__}).") from error
     print(text(document), end="")
     return 0

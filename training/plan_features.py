@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from models.errors import Refusal
-from models.pool import look_at_all
 from models.predictor import Predictor
+from models.seen import look_at_all, predictions
 from models.site import names_of
 from models.site_labels import read_labels
 from training.metrics import auroc
@@ -27,9 +27,11 @@ MOST_SIZES = 8
 
 
 def features_of(
-    package: Path, labels: Path, images: Path, threads: int
+    package: Path, labels: Path, images: Path, threads: int, store: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_]]:
     """Return the features (N, D), classes (N,) and patients (N,) of labelled images, each image once.
+
+    What the package says of each is kept in ``store`` as it comes: see :func:`models.seen.predictions`.
 
     Raises
     ------
@@ -40,7 +42,8 @@ def features_of(
     predictor = Predictor.load(package)
     names = names_of(images)
     given, _ = read_labels(labels, None, None, names)
-    seen = look_at_all([names[label.file] for label in given], images, predictor, threads, "images")
+    with predictions(store, predictor) as kept:
+        seen = look_at_all([names[label.file] for label in given], images, predictor, threads, "images", kept)
     found: dict[str, tuple[Any, str, str]] = {}
     for each, label in zip(seen, given, strict=True):
         if each.prediction is None:
@@ -130,7 +133,7 @@ def curve(
 
 
 def measure(
-    package: Path, labels: Path, images: Path, score: Literal["accuracy", "auroc"], seeds: int, threads: int
+    package: Path, labels: Path, images: Path, score: Literal["accuracy", "auroc"], seeds: int, threads: int, store: Path
 ) -> list[tuple[int, int, float]]:
     """Measure the learning curve of labelled images; see :func:`features_of` for what is refused."""
-    return curve(*features_of(package, labels, images, threads), score, seeds)
+    return curve(*features_of(package, labels, images, threads, store), score, seeds)

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
+import models
 from models.batch import DEFAULT_MODEL
 from models.command import command_parser
 from models.errors import Refusal
-from models.pool import BEST, STRATEGIES, arrays, look_at_all
+from models.journal import Journal, writing
+from models.pool import BEST, STRATEGIES, arrays
 from models.predictor import Predictor
+from models.seen import look_at_all, predictions
 from training.config import write_json
 from training.simulation import RANDOM, WHAT_IT_IS, Archive, Rounds, check, curves, summarise
+
+PREDICTIONS, ROUNDS = "predictions.jsonl", "rounds.jsonl"
+"""What is kept in the folder of the output: what the package says of each image, and every round that was replayed."""
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
@@ -41,7 +47,7 @@ def draw(summary: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archive, int]:
+def read_archive(file: Path, predictor: Predictor, threads: int, store: Path) -> tuple[Archive, int]:
     """Read labelled images and what a package says of them.
 
     Parameters
@@ -50,6 +56,8 @@ def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archiv
         CSV with the columns image (relative to it) and label, and patient where it is known.
     predictor : Predictor
     threads : int
+    store : Path
+        See :func:`models.seen.predictions`.
 
     Returns
     -------
@@ -61,7 +69,8 @@ def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archiv
     ------
     Refusal
         ``data_invalid``, naming the row: a missing column, an empty cell, an unknown label, one image under two labels.
-        ``folder_unavailable`` if the manifest's folder goes away.
+        ``folder_unavailable`` if the manifest's folder goes away. As :func:`models.seen.look_at_all` where ``store`` cannot be
+        written.
     """
     classes = predictor.card.output.classes
     try:
@@ -79,7 +88,8 @@ def read_archive(file: Path, predictor: Predictor, threads: int) -> tuple[Archiv
         if record["label"].strip() not in classes:
             raise Refusal("data_invalid", f"row {number}: its label is not one of {', '.join(classes)}.")
     paths = [file.parent / record["image"].strip() for record in records]
-    seen = look_at_all(paths, file.parent, predictor, threads, "reading")
+    with predictions(store, predictor) as kept_predictions:
+        seen = look_at_all(paths, file.parent, predictor, threads, "reading", kept_predictions)
     labels: dict[str, int] = {}
     kept = []
     for number, (record, each) in enumerate(zip(records, seen, strict=True), start=1):
@@ -105,7 +115,7 @@ def main(argv: list[str]) -> int:
     parser = command_parser(
         "simulate",
         "Replay rounds of annotation on images whose labels are known, and draw what each way of choosing would have "
-        f"saved against random. {WHAT_IT_IS}",
+        f"saved against random. Given again, a run that was stopped goes on. {WHAT_IT_IS}",
         "overread simulate --manifest archive/manifest.csv --out simulation",
     )
     parser.add_argument(
@@ -125,22 +135,21 @@ def main(argv: list[str]) -> int:
         raise Refusal("config_invalid", "--first, --budget, --rounds, --seeds and --threads must be at least 1.")
     plan = Rounds(options.first, options.budget, options.rounds)
     predictor = Predictor.load(options.model)
-    archive, passed_over = read_archive(options.manifest, predictor, options.threads)
+    archive, passed_over = read_archive(options.manifest, predictor, options.threads, options.out / PREDICTIONS)
     check(archive, plan, options.seeds, predictor.card.output.classes)
-    rows = curves(archive, list(dict.fromkeys([RANDOM, *options.strategy])), plan, options.seeds)
+    made = f"overread {models.__version__}, archive {archive.sha256}, first {plan.first}, budget {plan.budget}"
+    with Journal(options.out / ROUNDS, made) as kept:
+        rows = curves(archive, list(dict.fromkeys([RANDOM, *options.strategy])), plan, options.seeds, kept)
     summary = summarise(rows, archive, options.seeds) | {
         "images": len(archive.labels), "passed_over": passed_over, "model": predictor.card.name, "model_sha256": predictor.sha256,
     }  # fmt: skip
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
+    with writing():
         with (options.out / "simulation.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, ["strategy", "seed", "labels", "auroc", "accuracy"])
             writer.writeheader()
             writer.writerows(rows)
         write_json(options.out / "simulation.json", summary)
         draw(summary, options.out / "simulation.png")
-    except OSError as error:
-        raise Refusal("config_invalid", f"--out cannot be written ({type(error).__name__}).") from error
     if summary["random_gains"] <= 0:
         print("Random labels brought nothing here, from the first to the last: there is nothing that choosing could have saved.")
     for strategy, found in summary["strategies"].items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from models.errors import Refusal
+from models.journal import Record
 from models.pool import STRATEGIES, Given
 from training.metrics import auroc
 
@@ -54,6 +56,15 @@ class Archive:
     chances: Floats
     features: NDArray[np.float32]
     finding: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all of it, order included: the same images by the same package, under the same labels."""
+        digest = hashlib.sha256(f"{self.finding} {self.features.shape}".encode())
+        for part in (self.labels, self.loss, self.chances, self.features):
+            digest.update(part.tobytes())
+        digest.update("\n".join(self.patients.tolist()).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def split(archive: Archive, seed: int) -> tuple[Indices, Indices]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def replay(archive: Archive, strategy: str, plan: Rounds, seed: int) -> list[dict[str, float]]:
+def replay(archive: Archive, strategy: str, plan: Rounds, seed: int, kept: MutableMapping[str, Record]) -> list[dict[str, float]]:
     """Return the scores after every round of one strategy; the start depends on the seed alone.
 
     Parameters
@@ -119,21 +130,32 @@ def replay(archive: Archive, strategy: str, plan: Rounds, seed: int) -> list[dic
     plan : Rounds
     seed : int
         Of the split, of the first labels, and of the strategy's own draws.
+    kept : mapping
+        Rounds that were replayed before, of the same archive, first labels and budget; it receives those of now, as they come.
     """
     pool, test = split(archive, seed)
-    labelled = np.random.default_rng((seed, 1)).permutation(pool)[: plan.first]
-    head = fit(archive, labelled)
-    scores = [score(archive, test, head(test))]
-    for number in range(1, plan.rounds + 1):
-        rest = np.setdiff1d(pool, labelled)
-        given = Given(
-            archive.loss[rest], head(rest), archive.features[rest], archive.features[labelled],
-            archive.patients[rest], plan.budget, 1000 * seed + number,
-        )  # fmt: skip
-        chosen = [index for index, _ in STRATEGIES[strategy](given)]
-        labelled = np.concatenate([labelled, rest[chosen]])
-        head = fit(archive, labelled)
-        scores.append(score(archive, test, head(test)))
+    labelled = np.empty(0, dtype=np.int64)
+    head: Callable[[Indices], Floats] | None = None
+    scores = []
+    for number in range(plan.rounds + 1):
+        key = f"{strategy}, seed {seed}, round {number}"
+        if key in kept:
+            labelled, head = np.concatenate([labelled, np.array(kept[key]["chosen"], dtype=np.int64)]), None
+        else:
+            if number == 0:
+                chosen = np.random.default_rng((seed, 1)).permutation(pool)[: plan.first]
+            else:
+                chances = head or fit(archive, labelled)
+                rest = np.setdiff1d(pool, labelled)
+                given = Given(
+                    archive.loss[rest], chances(rest), archive.features[rest], archive.features[labelled],
+                    archive.patients[rest], plan.budget, 1000 * seed + number,
+                )  # fmt: skip
+                chosen = rest[[index for index, _ in STRATEGIES[strategy](given)]]
+            labelled = np.concatenate([labelled, chosen])
+            head = fit(archive, labelled)
+            kept[key] = {"chosen": chosen.tolist()} | score(archive, test, head(test))
+        scores.append({name: float(kept[key][name]) for name in ("auroc", "accuracy")})
     return scores
 
 
@@ -176,12 +198,14 @@ def check(archive: Archive, plan: Rounds, seeds: int, classes: Sequence[str]) ->
             )
 
 
-def curves(archive: Archive, strategies: Sequence[str], plan: Rounds, seeds: int) -> list[dict[str, Any]]:
-    """Return the lines of the table: ``strategy``, ``seed``, ``labels``, ``auroc``, ``accuracy``."""
+def curves(
+    archive: Archive, strategies: Sequence[str], plan: Rounds, seeds: int, kept: MutableMapping[str, Record]
+) -> list[dict[str, Any]]:
+    """Return the lines of the table: strategy, seed, labels, auroc and accuracy; ``kept`` is that of :func:`replay`."""
     rows = []
     cells = [(strategy, seed) for seed in range(seeds) for strategy in strategies]
     for strategy, seed in tqdm(cells, desc="replaying", unit="curve", file=sys.stderr):
-        for labels, scores in zip(plan.labels, replay(archive, strategy, plan, seed), strict=True):
+        for labels, scores in zip(plan.labels, replay(archive, strategy, plan, seed, kept), strict=True):
             rows.append({"strategy": strategy, "seed": seed, "labels": labels} | scores)
     return rows
 

@@ -16,9 +16,9 @@ from models.batch import check_there, find_files, read_file
 from models.card import InputSpec
 from models.errors import Refusal
 from models.label_package import MANIFEST, read_label_package
-from models.pool import folder_of, patient_of
 from models.predictor import Predictor
 from models.preprocess import preprocess
+from models.seen import folder_of, patient_of
 from training.config import sha256
 from training.data import Row
 

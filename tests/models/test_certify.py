@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from models import site as site_module
+from models import seen as seen_module
 from models.certify import HTML, JSON, MIN_LABELS, STORE, main
 from models.errors import Refusal
 from models.predictor import Predictor
@@ -97,22 +98,24 @@ def test_draw_label_measure(by: str, scans: Path, package: Path) -> None:
 def test_it_goes_on_where_it_stopped_and_sees_what_changed(
     scans: Path, package: Path, draw: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, predictor, looked = scans.parent / "r" / STORE, Predictor.load(package), []
-    real = site_module.look
-    monkeypatch.setattr(site_module, "look", lambda path, by: looked.append(path.name) or real(path, by))
+    store, predictor, predicted = scans.parent / "r" / STORE, Predictor.load(package), []
+    real = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda by, images: (predicted.append(images[0].sha256), real(by, images))[1])
 
     def again() -> list[Row]:
-        looked.clear()
+        predicted.clear()
         return predict_site(scans, names_of(scans), predictor, store, 1).rows
 
     first = again()
-    assert len(looked) == len(first) == COUNT
+    assert len(predicted) == len(first) == COUNT
     assert again() == first
-    assert looked == []
+    assert predicted == []
     store.write_text(store.read_text()[:-40])  # killed while it wrote
     (scans / "secret-00.png").write_bytes(draw(999))
-    assert again()[1:] == first[1:]
-    assert sorted(looked) == ["secret-00.png", f"secret-{COUNT - 1}.png"]
+    found = again()
+    assert found[1:] == first[1:]
+    assert predicted == [found[0]["image_sha256"], found[-1]["image_sha256"]]
+    assert "secret" not in store.read_text()
 
 
 def test_a_folder_that_vanishes_is_told_apart_from_a_bad_file_and_nothing_is_lost(
@@ -120,16 +123,16 @@ def test_a_folder_that_vanishes_is_told_apart_from_a_bad_file_and_nothing_is_los
 ) -> None:
     (scans / "broken.png").write_bytes(b"no image")
     write(scans.parent / "l.csv", labelled())
-    real = site_module.look
+    real = seen_module.look
     seen: list[Path] = []
 
-    def vanish(path: Path, predictor: Predictor) -> object:
+    def vanish(path: Path, *more: Any) -> Any:
         seen.append(path)
         if len(seen) == 11:
             shutil.move(scans, scans.parent / "away")
-        return real(path, predictor)
+        return real(path, *more)
 
-    monkeypatch.setattr(site_module, "look", vanish)
+    monkeypatch.setattr(seen_module, "look", vanish)
     with pytest.raises(Refusal) as refusal:
         main(arguments(scans, package, "--threads", "1"))
     assert refusal.value.code == "folder_unavailable"
@@ -137,9 +140,11 @@ def test_a_folder_that_vanishes_is_told_apart_from_a_bad_file_and_nothing_is_los
     kept = (scans.parent / "r" / STORE).read_text().splitlines()
     assert len(kept) == 9  # the broken file came first
     shutil.move(scans.parent / "away", scans)
-    seen.append(Path())
+    predicted: list[int] = []
+    predict = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda by, images: (predicted.append(1), predict(by, images))[1])
     assert main(arguments(scans, package)) == 1
-    assert len(seen) == 12 + 1 + COUNT - 9
+    assert len(predicted) == COUNT - 9
     assert json.loads((scans.parent / "r" / JSON).read_text())["site"]["failed"] == {"not_decodable": 1}
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.active_learning import OURS, SELECTIONS, Choosing
 from benchmarks.active_training import Seen as BenchmarkSeen
-from models import pool as pool_module
+from models import seen as seen_module
 from models.errors import Refusal
 from models.imaging import read_image
-from models.pool import BEST, STRATEGIES, WHY, Given, main, patient_of
+from models.pool import BEST, STRATEGIES, WHY, Given, main
 from models.predictor import Predictor
 from models.selection import select
 from tests.conftest import ROOT
+from tests.killed import killed_after
 
 Draw = Callable[..., bytes]
 
@@ -40,6 +44,18 @@ def scans(tmp_path: Path, draw: Draw) -> Path:
     for index in range(12):
         (folder / f"{index:02}.png").write_bytes(draw(index))
     return folder
+
+
+def words(scans: Path, package: Path, out: Path) -> list[str]:
+    return ["--pool", str(scans), "--budget", "3", "--out", str(out), "--model", str(package)]
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by one for every image that is predicted from now on."""
+    predicted: list[int] = []
+    real = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda by, images: (predicted.append(1), real(by, images))[1])
+    return predicted
 
 
 def chosen(out: Path) -> list[dict[str, str]]:
@@ -163,11 +179,6 @@ def test_one_image_a_patient_while_there_are_enough() -> None:
     assert len({index % 6 for index, _ in more}) < 7
 
 
-def test_a_picture_is_its_own_patient(draw: Draw) -> None:
-    image = read_image(draw(1))
-    assert patient_of(image) == image.sha256
-
-
 def test_it_needs_no_torch() -> None:
     code = "import sys, models.pool; print({'torch', 'sklearn', 'lightning'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -179,33 +190,90 @@ def test_a_pool_that_vanishes_is_told_apart_from_a_bad_file(
     scans: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: str
 ) -> None:
     (scans / "00-broken.png").write_bytes(b"no image")
-    arguments = [
-        "--pool",
-        str(scans),
-        "--budget",
-        "3",
-        "--out",
-        str(tmp_path / "o.csv"),
-        "--model",
-        str(package),
-        "--threads",
-        "1",
-    ]
-    assert main(arguments) == 1  # the control: a bad file is passed over
-    (tmp_path / "o.csv").unlink()
-    real, seen = pool_module.look, []
+    control = words(scans, package, tmp_path / "control.csv")
+    assert main(control) == 1  # a bad file is passed over
+    real, seen = seen_module.look, []
 
-    def vanish(path: Path, predictor: Predictor) -> object:
+    def vanish(path: Path, *more: Any) -> Any:
         seen.append(path)
         if len(seen) == 5:
             shutil.move(scans, tmp_path / "away")
             if leave == "an empty folder":
                 scans.mkdir()
-        return real(path, predictor)
+        return real(path, *more)
 
-    monkeypatch.setattr(pool_module, "look", vanish)
+    monkeypatch.setattr(seen_module, "look", vanish)
     with pytest.raises(Refusal) as refusal:
-        main(arguments)
+        main([*words(scans, package, tmp_path / "o.csv"), "--threads", "1"])
     assert refusal.value.code == "folder_unavailable"
     assert "scans" not in str(refusal.value)
     assert not (tmp_path / "o.csv").exists()
+    monkeypatch.undo()
+    if leave == "an empty folder":
+        scans.rmdir()
+    shutil.move(tmp_path / "away", scans)
+    predicted = counting(monkeypatch)
+    assert main(words(scans, package, tmp_path / "o.csv")) == 1
+    assert len(predicted) == 12 - 3  # the broken file came first
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "control.csv").read_bytes()
+
+
+def test_killed_it_goes_on_with_the_rest_and_chooses_the_same(
+    scans: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "killed.csv", tmp_path / "whole.csv"
+    labelled = ["--labelled", str(scans / "00.png"), "--strategy", "core-set"]
+    killed_after(5, ["select", *words(scans, package, out), *labelled])
+    assert not out.exists()
+    predicted = counting(monkeypatch)
+    assert main([*words(scans, package, out), *labelled]) == 0
+    assert len(predicted) == 12 - 5
+    assert main([*words(scans, package, whole), *labelled]) == 0
+    assert len(predicted) == 12 - 5 + 12  # control: nothing is kept under that name; what is labelled lies in the pool too
+    assert out.read_bytes() == whole.read_bytes()
+    predicted.clear()
+    assert main([*words(scans, package, out), "--budget", "6", "--strategy", "entropy"]) == 0
+    assert predicted == []  # another budget and strategy need no prediction
+    assert len(chosen(out)) == 6
+
+
+def test_where_nothing_can_be_kept_no_time_is_spent(scans: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = counting(monkeypatch)
+    with pytest.raises(Refusal) as refusal:
+        main(words(scans, package, Path("/proc/chosen.csv")))
+    assert refusal.value.code == "config_invalid"
+    assert predicted == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.ESTALE, "storage_unavailable")])
+def test_a_disk_that_fails_half_way_keeps_what_was_predicted(
+    scans: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    real, written = os.write, []
+
+    def fail(handle: int, data: bytes) -> int:
+        written.append(1)
+        if len(written) == 5:
+            raise OSError(number, "planted")
+        return real(handle, data)
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(Refusal) as refusal:
+        main(words(scans, package, tmp_path / "o.csv"))
+    assert refusal.value.code == code
+    monkeypatch.undo()
+    predicted = counting(monkeypatch)
+    assert main(words(scans, package, tmp_path / "o.csv")) == 0
+    assert len(predicted) == 12 - 4
+
+
+def test_a_mount_that_is_there_and_cannot_be_listed(
+    scans: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ESTALE, "planted")
+
+    monkeypatch.setattr(Path, "rglob", dead)
+    with pytest.raises(Refusal) as refusal:
+        main(words(scans, package, tmp_path / "o.csv"))
+    assert refusal.value.code == "folder_unavailable"

@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 
 from models.errors import Refusal
 from models.imaging import read_image
-from models.pool import patient_of
+from models.seen import patient_of
 from tests.conftest import tiny_graph
 from tests.training.bars import bar, write_rows
 from training import adapt

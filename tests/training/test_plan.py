@@ -142,7 +142,10 @@ def test_labels_that_teach_nothing_are_refused(
     with (tmp_path / "l.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("file", "label"), *rows])
     with pytest.raises(Refusal) as refusal:
-        main(["--model", str(package), "--labels", str(tmp_path / "l.csv"), "--images", str(tmp_path), "--target", "0.9"])
+        main([
+            "--model", str(package), "--labels", str(tmp_path / "l.csv"), "--images", str(tmp_path), "--target", "0.9",
+            "--out", str(tmp_path / "out"),
+        ])  # fmt: skip
     assert refusal.value.code == code
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from PIL import Image
 
 from models.errors import Refusal
 from models.pool import STRATEGIES
+from models.predictor import Predictor
+from tests.killed import killed_after
 from tests.training.bars import write_rows
-from training.simulate import main
+from training import simulation
+from training.simulate import PREDICTIONS, ROUNDS, main
 from training.simulation import RANDOM, Archive, Rounds, check, curves, fit, needed, replay, score, split, summarise
 
 
@@ -52,20 +56,20 @@ def test_the_last_layer_learns_from_what_is_labelled_and_nothing_else() -> None:
 
 def test_all_start_alike_and_a_strategy_chooses_by_what_it_is_named_after() -> None:
     given, plan = archive(), Rounds(10, 10, 3)
-    starts = {name: replay(given, name, plan, 1)[0] for name in STRATEGIES}
+    starts = {name: replay(given, name, plan, 1, {})[0] for name in STRATEGIES}
     assert len({tuple(found.items()) for found in starts.values()}) == 1
-    assert len(replay(given, RANDOM, plan, 1)) == 4
-    assert replay(given, RANDOM, plan, 1) == replay(given, RANDOM, plan, 1)
-    assert replay(given, RANDOM, plan, 1) != replay(given, RANDOM, plan, 2)
+    assert len(replay(given, RANDOM, plan, 1, {})) == 4
+    assert replay(given, RANDOM, plan, 1, {}) == replay(given, RANDOM, plan, 1, {})
+    assert replay(given, RANDOM, plan, 1, {}) != replay(given, RANDOM, plan, 2, {})
 
 
 def gain(given: Archive, strategy: str, plan: Rounds) -> float:
-    return float(summarise(curves(given, [RANDOM, strategy], plan, 4), given, 4)["strategies"][strategy]["difference"])
+    return float(summarise(curves(given, [RANDOM, strategy], plan, 4, {}), given, 4)["strategies"][strategy]["difference"])
 
 
 def test_choosing_by_doubt_saves_labels_where_a_class_is_rare() -> None:
     given, plan = archive(count=600, rare=0.06), Rounds(10, 10, 4)
-    summary = summarise(curves(given, [RANDOM, "entropy"], plan, 4), given, 4)
+    summary = summarise(curves(given, [RANDOM, "entropy"], plan, 4, {}), given, 4)
     assert summary["strategies"]["entropy"]["difference"] > 0.01
     assert summary["strategies"]["entropy"]["needs"] < 0.9
     assert summary["strategies"][RANDOM]["difference"] == 0
@@ -132,9 +136,13 @@ def labelled(tmp_path: Path, draw: Callable[..., bytes]) -> Path:
     return folder / "manifest.csv"
 
 
+def words(manifest: Path, package: Path, out: Path) -> list[str]:
+    found = ["--manifest", str(manifest), "--model", str(package), "--out", str(out), "--first", "4", "--budget", "4"]
+    return [*found, "--rounds", "3", "--seeds", "2", "--strategy", "entropy"]
+
+
 def run(manifest: Path, package: Path, out: Path, *more: str) -> int:
-    words = ["--manifest", str(manifest), "--model", str(package), "--out", str(out), "--first", "4", "--budget", "4"]
-    return main([*words, "--rounds", "3", "--seeds", "2", "--strategy", "entropy", *more])
+    return main([*words(manifest, package, out), *more])
 
 
 def test_the_curve_of_a_package(labelled: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +183,100 @@ def test_bad_images_are_listed_by_row_and_bad_manifests_refused(
     write_rows(labelled, [{"image": row["image"]} for row in rows])
     with pytest.raises(Refusal, match="column label"):
         run(labelled, package, tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()
+    # What was predicted before the contradiction was found is kept, and no result is there
+    assert [path.name for path in (tmp_path / "refused").iterdir()] == [PREDICTIONS]
     with pytest.raises(Refusal, match="at least 1"):
         run(labelled, package, tmp_path / "refused", "--rounds", "0")
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Count the images that are predicted and the rounds that are chosen and fitted, from now on."""
+    done = {"predicted": 0, "chosen": 0}
+    predict = Predictor.predict
+
+    def counted(by: Predictor, images: Any) -> Any:
+        done["predicted"] += 1
+        return predict(by, images)
+
+    def choosing(given: Any, real: Any) -> Any:
+        done["chosen"] += 1
+        return real(given)
+
+    monkeypatch.setattr(Predictor, "predict", counted)
+    for name, real in STRATEGIES.items():
+        monkeypatch.setitem(simulation.STRATEGIES, name, lambda given, real=real: choosing(given, real))
+    return done
+
+
+TABLES = ("simulation.csv", "simulation.json")
+IMAGES, CHOSEN = 60, 2 * 2 * 3
+"""Images, and choices: seeds, strategies, rounds."""
+
+
+@pytest.mark.parametrize(
+    ("lines", "predicted", "chosen"),
+    [(20, IMAGES - 20, CHOSEN), (IMAGES + 6, 0, CHOSEN - 4)],  # of 6 rounds of two curves, 2 are their beginnings
+    ids=["while it reads", "while it replays"],
+)
+def test_killed_it_goes_on_with_the_rest_and_ends_with_the_same_table(
+    labelled: Path, package: Path, tmp_path: Path, work: dict[str, int], lines: int, predicted: int, chosen: int
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed_after(lines, ["simulate", *words(labelled, package, killed)])
+    assert not (killed / "simulation.csv").exists()
+    assert run(labelled, package, killed) == 0
+    assert work == {"predicted": predicted, "chosen": chosen}
+    work |= {"predicted": 0, "chosen": 0}
+    assert run(labelled, package, whole) == 0
+    assert work == {"predicted": IMAGES, "chosen": CHOSEN}  # control: nothing is kept there
+    for name in TABLES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_more_rounds_seeds_and_strategies_cost_what_is_new_and_other_labels_begin_anew(
+    labelled: Path, package: Path, tmp_path: Path, work: dict[str, int]
+) -> None:
+    out = tmp_path / "out"
+    assert run(labelled, package, out) == 0
+    first = (out / "simulation.csv").read_bytes()
+    assert run(labelled, package, out, "--rounds", "4") == 0
+    assert work == {"predicted": IMAGES, "chosen": CHOSEN + 4}
+    assert run(labelled, package, out, "--strategy", "margin") == 0
+    assert work["chosen"] == CHOSEN + 4 + 6
+    assert run(labelled, package, out) == 0
+    assert (out / "simulation.csv").read_bytes() == first
+    assert work["chosen"] == CHOSEN + 4 + 6
+    rows = list(csv.DictReader(labelled.read_text().splitlines()))
+    rows[7]["label"] = "normal"
+    write_rows(labelled, rows)
+    assert run(labelled, package, out) == 0
+    assert work == {"predicted": IMAGES, "chosen": CHOSEN + 4 + 6 + CHOSEN}
+    assert run(labelled, package, out, "--budget", "5") == 0
+    assert work["chosen"] == 3 * CHOSEN + 4 + 6
+
+
+def test_an_archive_that_goes_away_leaves_what_was_predicted_and_a_folder_that_cannot_be_written_costs_nothing(
+    labelled: Path, package: Path, tmp_path: Path, work: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refusal) as refusal:
+        run(labelled, package, Path("/proc/simulation"))
+    assert refusal.value.code == "config_invalid"
+    assert work["predicted"] == 0
+    counted = Predictor.predict
+
+    def vanish(by: Predictor, images: Any) -> Any:
+        if work["predicted"] == 9:
+            labelled.parent.rename(tmp_path / "away")
+        return counted(by, images)
+
+    with monkeypatch.context() as planted:
+        planted.setattr(Predictor, "predict", vanish)
+        with pytest.raises(Refusal) as refusal:
+            run(labelled, package, tmp_path / "out", "--threads", "1")
+    assert refusal.value.code == "folder_unavailable"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [PREDICTIONS]
+    (tmp_path / "away").rename(labelled.parent)
+    assert run(labelled, package, tmp_path / "out") == 0
+    assert work["predicted"] == IMAGES
+    assert (tmp_path / "out" / ROUNDS).exists()
