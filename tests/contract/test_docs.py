@@ -47,6 +47,11 @@ def test_entries(name: str, header: str, expected: set[str]) -> None:
     assert set(rows(name, header)) == expected
 
 
+def test_verbs_stand_in_the_order_of_the_help_with_what_they_need() -> None:
+    needs = {f"overread {name}": f"`{verb.needs}`" if verb.needs else "–" for name, verb in VERBS.items()}
+    assert [(name, cells[-1]) for name, cells in rows("commands.md", "verb").items()] == list(needs.items())
+
+
 def test_error_codes_have_their_status_and_meaning() -> None:
     expected = {code: [str(STATUS.get(code, "–")), text] for code, text in CODES.items()}
     assert rows("errors.md", "code") == expected

@@ -160,6 +160,6 @@ def test_all_parsers_of_verbs_come_from_one_door() -> None:
     files = [path for room in ("models", "training", "service") for path in (ROOT / room).rglob("*.py")]
     assert {path.relative_to(ROOT).as_posix() for path in files if other_parsers(path.read_text())} == {"models/command.py"}
     assert other_parsers("import argparse\nargparse.ArgumentParser()") == [2]
-    assert {importlib.import_module(entry.split(":")[0]).__name__.split(".")[0] for entry, _ in cli.VERBS.values()} == {
+    assert {importlib.import_module(entry.split(":")[0]).__name__.split(".")[0] for entry, *_ in cli.VERBS.values()} == {
         "models", "service", "training",
     }  # fmt: skip
