@@ -21,10 +21,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from models import __version__
 from models.command import command_parser
+from models.durable import sync, write_new
 from models.errors import Refusal
 from service.audit import note, operator
 from service.database import coded, file_of
-from service.durable import sync, write_new
 from service.loop_schemas import Digest
 from service.settings import Settings, keep_temporary_files, read_settings
 from service.store import Store

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.durable import sync
+from models.durable import sync
 
 _PART = ".partial"
 

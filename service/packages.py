@@ -12,10 +12,10 @@ from pathlib import Path
 
 from models.card import read_package
 from models.comparison import REPORT, SEEN
+from models.durable import sync, write_new
 from models.errors import Refusal
 from models.signature import SIGNATURE
 from service.database import coded
-from service.durable import sync, write_new
 
 _PART = ".part-"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import models
+from models.durable import sync, write_new
 from models.errors import Refusal
 from models.journal import writing
-from service.durable import sync, write_new
 from service.score_rows import count_of, rows_of
 
 MANIFEST, LISTING, PASSED_OVER = "manifest.json", "listing", "passed_over.csv"

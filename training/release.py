@@ -15,7 +15,9 @@ from models.card import Figure, IntendedUse, ModelCard, SegmenterCard, Source, c
 from models.command import command_parser
 from models.comparison import REPORT as COMPARISON
 from models.comparison import SEEN, Comparison
+from models.durable import sync
 from models.errors import Refusal
+from models.journal import write_whole
 from training.calibrate import REPORT as CALIBRATION
 from training.compare import MARGIN, Side, compare, predictor_of, show
 from training.config import SEGMENTER, Run, RunConfig, read_json, read_run, sha256, verb_of, write_json
@@ -143,15 +145,30 @@ def make_card(folder: Path, name: str, version: str, about: About) -> tuple[Mode
 
 def settled(card: ModelCard | SegmenterCard, package: Path) -> ModelCard | SegmenterCard:
     """Return the card that is there already where it differs in its date alone, so that a release keeps its identity."""
-    if package.exists():
-        there = read_package(package)[0]
-        if card_bytes(there.model_copy(update={"created": card.created})) == card_bytes(card):
-            return there
+    there = _in_place(package)
+    if there is not None and card_bytes(there.model_copy(update={"created": card.created})) == card_bytes(card):
+        return there
     return card
+
+
+def _beside(package: Path, what: str) -> Path:
+    return package.with_name(f".{package.name}.{what}")
+
+
+def _in_place(package: Path) -> ModelCard | SegmenterCard | None:
+    """Return the card of the package that is there, if one is; first put right what a release that was killed left."""
+    old = _beside(package, "old")
+    if old.exists() and not package.exists():
+        old.rename(package)
+    shutil.rmtree(old, ignore_errors=True)
+    return read_package(package)[0] if package.exists() else None
 
 
 def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path, beside: dict[str, bytes]) -> bool:
     """Write a model package, unless there is one.
+
+    Whatever ends the process, a whole package is left: in its place, or, between two renames, the old one beside it, which the
+    next release puts back.
 
     Parameters
     ----------
@@ -173,28 +190,27 @@ def release(card: ModelCard | SegmenterCard, graph: bytes, package: Path, beside
         ``output_exists`` if another release with this version, or a later one, is there; ``package_invalid`` if what is there is
         no package.
     """
-    if package.exists():
-        there = read_package(package)[0]
+    there = _in_place(package)
+    if there is not None:
         if card_bytes(there) == card_bytes(card):
             for name, content in beside.items():
-                part = package / f".{name}.part"
-                part.write_bytes(content)
-                part.replace(package / name)
+                write_whole(package / name, content)
             return False
         if _order(card.version) <= _order(there.version):
             raise Refusal("output_exists", f"Version {there.version} is there and is another release: give a higher --version.")
-    package.parent.mkdir(parents=True, exist_ok=True)
-    part = package.with_name(f".{package.name}.part")
+    part = _beside(package, "part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    (part / "model.onnx").write_bytes(graph)
-    (part / "card.json").write_bytes(card_bytes(card))
-    for name, content in beside.items():
+    part.mkdir(parents=True)
+    files = {"model.onnx": graph, "card.json": card_bytes(card)} | beside
+    for name, content in files.items():
         (part / name).write_bytes(content)
     read_package(part)  # what is put in place has been read back
-    if package.exists():
-        shutil.rmtree(package)
+    sync(*(part / name for name in files), part)
+    if there is not None:
+        package.rename(_beside(package, "old"))
     part.rename(package)
+    sync(package.parent)
+    shutil.rmtree(_beside(package, "old"), ignore_errors=True)
     return True
 
 

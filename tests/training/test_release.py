@@ -7,6 +7,7 @@ import pytest
 
 from models.card import read_package
 from models.errors import Refusal
+from tests.conftest import tiny_card, tiny_graph
 from training import release
 
 Rewrite = Callable[[Path, Callable[[dict], None]], None]
@@ -125,3 +126,41 @@ def test_what_is_no_package_is_not_overwritten(copy: Path, about: Path, tmp_path
         release.main(words(copy, about, tmp_path / "zoo"))
     assert caught.value.code == "package_invalid"
     assert (tmp_path / "zoo" / "drawn" / "notes.txt").exists()
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+@pytest.mark.parametrize(("step", "left"), [("to old", "1.0.0"), ("to place", "1.0.0"), ("removal", "1.1.0")])
+def test_a_release_that_is_killed_leaves_a_package_and_the_next_one_puts_it_right(
+    step: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, package = tiny_graph(), tmp_path / "zoo" / "tiny"
+    first, second = (tiny_card(graph).model_copy(update={"version": version}) for version in ("1.0.0", "1.1.0"))
+    assert release.release(first, graph, package, {})
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def killed_rename(path: Path, target: Path) -> Path:
+        if (step, target.name) in {("to old", ".tiny.old"), ("to place", "tiny")}:
+            raise Killed
+        return rename(path, target)
+
+    def killed_removal(path: Path, ignore_errors: bool = False) -> None:
+        if (step, path.name, path.exists()) == ("removal", ".tiny.old", True):
+            (path / "card.json").unlink()
+            raise Killed
+        rmtree(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_rename)
+        patch.setattr(release.shutil, "rmtree", killed_removal)
+        with pytest.raises(Killed):
+            release.release(second, graph, package, {"seen.json": b"{}"})
+    whole = package if package.exists() else package.with_name(".tiny.old")
+    assert read_package(whole)[0].version == left
+    assert release.settled(first, package).version == "1.0.0"  # reading puts it right too
+    assert read_package(package)[0].version == left
+    assert release.release(second, graph, package, {"seen.json": b"{}"}) == (left == "1.0.0")
+    assert read_package(package)[0].version == "1.1.0"
+    assert [path.name for path in package.parent.iterdir()] == ["tiny"]
