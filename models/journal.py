@@ -7,7 +7,7 @@ import json
 import os
 from collections import UserDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,8 +37,13 @@ def writing(code: str = "storage_unavailable") -> Iterator[None]:
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file whole or not at all, whatever ends the process meanwhile; raises OSError."""
     part = file.with_name(file.name + ".part")
-    part.write_bytes(content)
-    part.replace(file)
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 class Journal(UserDict[str, Record]):

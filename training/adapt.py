@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from models.command import command_parser
 from models.errors import Refusal
+from models.journal import writing
 from training.adaptation import trainings as count_trainings
 from training.adaptation_config import Adaptation
 from training.adapted import LOST, Here, adapt_run, base_of, check_first_round, fit_loss, lost, minutes, plan_adaptation, to_fit
@@ -133,14 +134,16 @@ def main(argv: list[str]) -> int:
         each = minutes(options.run, runs[options.out].config, here)
         print(f"{len(unfinished)} models of {count_trainings(settings)} trainings: about {each * len(unfinished):.0f} minutes on "
               "this machine, if nothing else runs on it", flush=True)  # fmt: skip
-    for out in unfinished:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "run.json", runs[out].model_dump(mode="json"))
-        adapt_run(planned[out][0], out, runs[out].config, here)
-        print(f"{out}: adapted", flush=True)
-    for out, run in runs.items():
-        if to_fit(out, run.config):
-            fit_loss(out, run.config, here)
-            print(f"{out}: loss prediction fitted to held-out errors", flush=True)
+    with writing():
+        for out in unfinished:
+            with writing("config_invalid"):
+                out.mkdir(parents=True, exist_ok=True)
+                write_json(out / "run.json", runs[out].model_dump(mode="json"))
+            adapt_run(planned[out][0], out, runs[out].config, here)
+            print(f"{out}: adapted", flush=True)
+        for out, run in runs.items():
+            if to_fit(out, run.config):
+                fit_loss(out, run.config, here)
+                print(f"{out}: loss prediction fitted to held-out errors", flush=True)
     print("finished. Next: overread export")
     return 0

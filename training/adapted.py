@@ -23,7 +23,7 @@ from training.config import SEGMENTER, Run, RunConfig, read_run, sha256, verb_of
 from training.consistency import AdaptationTraining, Change, Material, settings_of
 from training.data import ImageSet
 from training.export import TARGET, run_folders
-from training.fit import WEIGHTS
+from training.fit import WEIGHTS, save_weights
 from training.held_out import REPORT as HELD_OUT
 from training.held_out import finish, helpers
 from training.target import Target, TargetLabels
@@ -179,9 +179,7 @@ def adapt_run(base: Path, out: Path, config: RunConfig, here: Here) -> None:
         "rounds": rounds, "lost": [LOST[name] for name in lost(config)],
     })  # fmt: skip
     state: dict[str, Any] = {name: module.get_submodule(name).state_dict() for name in PARTS}
-    part = out / (WEIGHTS + ".part")
-    torch.save(state | {TARGET: statistics(module, here.target, settings.seed)}, part)
-    part.replace(out / WEIGHTS)
+    save_weights(state | {TARGET: statistics(module, here.target, settings.seed)}, out)
     clear(out)
 
 

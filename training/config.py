@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.card import Fraction, InputSpec
 from models.errors import Refusal
+from models.journal import write_whole
 from training.adaptation_config import Adaptation
 from training.fields import Count, Positive, Word
 
@@ -194,9 +195,7 @@ def sha256(data: bytes) -> str:
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
     """Write a JSON document whole or not at all; numbers that are not finite are refused with a ValueError."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(file: Path, missing: str) -> dict[str, Any]:
@@ -288,7 +287,8 @@ def refuse_other(run: RunOf[Config], folder: Path) -> None:
         ``output_exists`` if it holds another setting, other data, or files that are no run.
     """
     if not (folder / "run.json").exists():
-        if folder.exists() and any(folder.iterdir()):
+        # A draft of run.json is what a kill leaves before anything else was written
+        if folder.exists() and any(item.name != "run.json.part" for item in folder.iterdir()):
             raise Refusal("output_exists", "The folder is not empty and holds no run.")
         return
     earlier = read_run_of(folder, type(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import warnings
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from models.errors import Refusal
+from models.journal import write_whole
 from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates
 from training.config import RunConfig
 from training.data import BalancedBatches, ImageSet
@@ -119,6 +121,13 @@ def load_safely(file: Path) -> dict[str, Any]:
     return loaded
 
 
+def save_weights(state: dict[str, Any], folder: Path) -> None:
+    """Write ``model.pt`` of a run whole or not at all; raises OSError, which ``torch.save`` to a file does not."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    write_whole(folder / WEIGHTS, stream.getvalue())
+
+
 def fit(module: lightning.LightningModule, parts: Sequence[str], config: RunConfig, images: ImageSet, folder: Path) -> None:
     """Train a module on whole images, in balanced batches of (images, labels); see :func:`fit_batches`.
 
@@ -174,6 +183,4 @@ def fit_batches(
     if trainer.global_step != config.total_steps:
         raise KeyboardInterrupt
     module.cpu()
-    part = folder / (WEIGHTS + ".part")
-    torch.save({name: module.get_submodule(name).state_dict() for name in parts}, part)
-    part.replace(folder / WEIGHTS)
+    save_weights({name: module.get_submodule(name).state_dict() for name in parts}, folder)

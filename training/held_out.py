@@ -16,7 +16,7 @@ from models.networks.classifier import Classifier
 from models.networks.loss_prediction import LossPrediction
 from training.config import RunConfig, fold_of, read_run, write_json
 from training.data import ImageSet
-from training.fit import WEIGHTS, load_safely
+from training.fit import WEIGHTS, load_safely, save_weights
 from training.losses import ranking_loss
 
 REPORT = "held_out.json"
@@ -110,8 +110,6 @@ def finish(folder: Path, classifiers: dict[Path, Classifier], images: ImageSet) 
         raise Refusal("data_invalid", "An image's error is not known: no run was trained without it.")
     stages = infer(classifiers[folder], images.tensors)[1]
     head = fit_loss_prediction(stages, losses, config.ranking_margin, config.seed)
-    part = folder / (WEIGHTS + ".part")
     fitted = {"classifier": classifiers[folder].state_dict(), "loss_prediction": head.state_dict()}
-    torch.save(load_safely(folder / WEIGHTS) | fitted, part)
-    part.replace(folder / WEIGHTS)
+    save_weights(load_safely(folder / WEIGHTS) | fitted, folder)
     write_json(folder / REPORT, {"errors": how, "images": len(losses), "mean_loss": float(losses.mean())})

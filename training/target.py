@@ -22,6 +22,7 @@ from models.seen import folder_of, patient_of
 from training.config import sha256
 from training.data import Row
 
+_KEPT = "What was trained is kept. Give the command again."
 LEAST = 50
 """Images of the target: with fewer, the statistics of a layer and the shares of pseudo-labels are an accident of who came."""
 
@@ -76,7 +77,7 @@ def read_target(folder: Path, spec: InputSpec) -> Target:
             if not np.isfinite(tensor).all():
                 raise Refusal("not_decodable", "It holds values that are not finite.")
         except Refusal as refusal:
-            check_there(root, "Nothing was adapted. Give the command again.")
+            check_there(root, _KEPT)
             print(f"passed over: {path}: {refusal}", file=sys.stderr)
             passed_over += 1
             continue
@@ -172,7 +173,8 @@ def read_labels(source: Path, classes: Sequence[str], domain: str, spec: InputSp
     Refusal
         ``data_invalid``, naming the row: a missing column, an empty cell, an unknown label, an image that cannot be read or is
         not accepted, or one that stands there twice; two labels of one image are said to contradict each other. A package that
-        is not whole is refused as :func:`models.label_package.read_label_package` says.
+        is not whole is refused as :func:`models.label_package.read_label_package` says. ``folder_unavailable`` if the folder of
+        the file goes away.
     """
     originals: dict[str, str] = {}
     file = source
@@ -188,6 +190,7 @@ def read_labels(source: Path, classes: Sequence[str], domain: str, spec: InputSp
         try:
             digest = read_file(row.image, spec)[0].sha256
         except Refusal as refusal:
+            check_there(file.parent, _KEPT)
             raise Refusal("data_invalid", f"row {number}: {refusal.detail}") from refusal
         digest = originals.get(record["image"].strip(), digest)
         label = record["label"].strip()

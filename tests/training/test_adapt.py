@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,12 @@ import torch
 
 from models.card import read_package
 from models.errors import Refusal
+from tests.conftest import ROOT
 from tests.training.bars import draw_hospital, write_rows
-from training import adapt, adaptation, calibrate, classifier, evaluate, export, release
+from training import adapt, calibrate, classifier, evaluate, export, release
 from training.classifier import load_weights
 from training.config import read_run
+from training.consistency import AdaptationTraining
 from training.data import load_images, read_manifest
 
 MARGIN = 0.02
@@ -96,40 +103,115 @@ def test_nothing_is_lost_where_there_is_nothing_to_adapt_to(
         assert accuracy(run, hospitals["east test"], "east") >= 1 - MARGIN, name
 
 
-def test_a_killed_adaptation_goes_on_and_ends_as_if_it_had_not_been(
-    hospitals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    short = ("--rounds", "2", "--epochs", "1")
-    fit = adaptation.fit_batches
-    calls: list[int] = []
+SHORT = ("--rounds", "2", "--epochs", "2")
+EPOCHS = (2 + 1) * 2
+"""Two networks in the first round and one in the last, of two epochs each."""
+KILL = """
+import os, signal, sys, torch
+from training import adapt
+from training.consistency import AdaptationTraining
+torch.set_num_threads(1)
+begun = 0
 
-    def killed(*given: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        fit(*given)
+def begins(self):
+    global begun
+    begun += 1
+    if begun == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(adaptation, "fit_batches", killed)
-    with pytest.raises(KeyboardInterrupt):
-        adapt.main(command(hospitals, "north", tmp_path / "killed", *short))
-    assert not (tmp_path / "killed" / "model.pt").exists()
-    with pytest.raises(Refusal, match="not finished"):
-        load_weights(tmp_path / "killed")
-    assert adapt.main(command(hospitals, "north", tmp_path / "killed", *short)) == 0
-    assert len(calls) == 4  # the two trainings of the first round were not done again
-    assert adapt.main(command(hospitals, "north", tmp_path / "whole", *short)) == 0
-    ours, theirs = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("killed", "whole"))
+AdaptationTraining.on_train_epoch_start = begins
+adapt.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(hospitals: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was adapted without an interruption."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert adapt.main(command(hospitals, "north", out, *SHORT)) == 0
+    return out
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grow by one for every epoch that is begun from now on."""
+    epochs: list[int] = []
+    monkeypatch.setattr(AdaptationTraining, "on_train_epoch_start", lambda _: epochs.append(1))
+    return epochs
+
+
+def weights(run: Path) -> Any:
+    return torch.load(run / "model.pt", weights_only=True)
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    ours, theirs = weights(run), weights(other)
+    assert set(ours) == set(theirs)
     for part in ours:
         for name, value in ours[part].items():
             torch.testing.assert_close(value, theirs[part][name], rtol=0, atol=0, msg=f"{part}.{name} differs")
-    capsys.readouterr()
-    assert adapt.main(command(hospitals, "north", tmp_path / "whole", *short)) == 0
+
+
+def killed(words: list[str]) -> None:
+    """Kill the process when it begins the second epoch of the second network."""
+    done = subprocess.run([sys.executable, "-c", KILL, *words], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+def disk_full(words: list[str]) -> None:
+    """Let the disk be full when the second epoch of the second network ends, before its checkpoint is written."""
+    ended: list[int] = []
+
+    def ends(*_: Any) -> None:
+        ended.append(1)
+        if len(ended) == 4:
+            raise OSError(errno.ENOSPC, "planted")
+
+    with pytest.MonkeyPatch.context() as planted:
+        planted.setattr("training.fit._Log.on_train_epoch_end", ends)
+        with pytest.raises(Refusal) as refused:
+            adapt.main(words)
+    assert refused.value.code == "storage_full"
+
+
+@pytest.mark.parametrize("end", [killed, disk_full])
+def test_it_goes_on_from_its_last_checkpoint_and_ends_as_if_it_had_not_stopped(
+    hospitals: dict[str, Path], whole: Path, tmp_path: Path, begun: list[int], end: Callable[[list[str]], None]
+) -> None:
+    words = command(hospitals, "north", tmp_path / "out", *SHORT)
+    end(words)
+    rounds = tmp_path / "out" / "rounds"
+    assert (rounds / "1-0" / "model.pt").exists()
+    assert not (rounds / "1-1" / "model.pt").exists()
+    assert (rounds / "1-1" / "last.ckpt").exists()
+    with pytest.raises(Refusal, match="not finished"):
+        load_weights(tmp_path / "out")
+    kept = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for other in (("--seed", "1"), ("--members", "1")):
+        with pytest.raises(Refusal, match="adaptation") as refused:
+            adapt.main([*words, *other])
+        assert refused.value.code == "output_exists"
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    begun.clear()
+    assert adapt.main(words) == 0
+    assert len(begun) == EPOCHS - 3  # one whole network and one epoch were not trained again
+    assert_same_weights(tmp_path / "out", whole)
+    assert not rounds.exists()
+
+
+def test_what_is_finished_is_left_and_where_nothing_was_kept_all_is_trained(
+    hospitals: dict[str, Path], whole: Path, tmp_path: Path, begun: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt.main(command(hospitals, "north", whole, *SHORT)) == 0
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(Refusal, match="adaptation") as refused:
-        adapt.main(command(hospitals, "north", tmp_path / "whole", *short, "--seed", "1"))
-    assert refused.value.code == "output_exists"
-    other = torch.load(hospitals["run"] / "model.pt", weights_only=True)["classifier"]
-    assert not torch.equal(other["head.weight"], ours["classifier"]["head.weight"])
+    assert begun == []
+    assert adapt.main(command(hospitals, "north", tmp_path / "other", *SHORT, "--seed", "1")) == 0
+    assert len(begun) == EPOCHS
+    with pytest.raises(AssertionError, match="differs"):  # the control of sameness: another seed
+        assert_same_weights(tmp_path / "other", whole)
+    with pytest.raises(Refusal) as refused:
+        adapt.main(command(hospitals, "north", Path("/proc/adapted"), "--method", "adabn", source=False))
+    assert refused.value.code == "config_invalid"
 
 
 def test_the_target_is_a_domain_of_the_adapted_runs_distance(hospitals: dict[str, Path], tmp_path: Path) -> None:

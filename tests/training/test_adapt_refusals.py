@@ -237,3 +237,28 @@ def test_a_target_that_vanishes_is_told_apart_from_a_bad_file(
         read_target(folder, spec)
     assert refusal.value.code == "folder_unavailable"
     assert capsys.readouterr().err.count("passed over") == 1
+
+
+def test_labels_that_vanish_are_told_apart_from_a_bad_row(
+    run: Path, tmp_path: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = scans(tmp_path / "scans", 2)
+    file = labels([(target / "0.png", "level"), (target / "1.png", "upright")])
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    file = file.rename(folder / "labels.csv")
+    spec, real = config_of_run(run).input, target_module.read_file
+    (target / "1.png").write_bytes(b"no image")
+    with pytest.raises(Refusal, match="row 2") as refusal:  # the control: the folder is there
+        read_labels(file, ("level", "upright"), "new", spec)
+    assert refusal.value.code == "data_invalid"
+
+    def vanish(path: Path, *rest: Any) -> Any:
+        if folder.exists():
+            shutil.move(folder, tmp_path / "away")
+        return real(path, *rest)
+
+    monkeypatch.setattr(target_module, "read_file", vanish)
+    with pytest.raises(Refusal) as refusal:
+        read_labels(file, ("level", "upright"), "new", spec)
+    assert refusal.value.code == "folder_unavailable"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from models.errors import Refusal
+from models.predictor import Predictor
+from tests.killed import killed_after
 from training.learning_curve import Curve
 from training.plan import main, plan, read_scores, rounds, text
 from training.plan_features import curve, sizes_below, split
@@ -100,7 +102,9 @@ def test_from_scores_to_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert read_scores(out / "scores.csv") == read_scores(file)
 
 
-def test_from_labelled_images_in_one_command(tmp_path: Path, package: Path, draw: Callable[..., bytes]) -> None:
+def test_from_labelled_images_in_one_command(
+    tmp_path: Path, package: Path, draw: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = tmp_path / "scans"
     images.mkdir()
     rows = []
@@ -119,8 +123,16 @@ def test_from_labelled_images_in_one_command(tmp_path: Path, package: Path, draw
         "--out",
         str(tmp_path / "o"),
     ]
+    killed_after(50, ["plan", *command, "--target", "0.95", "--seeds", "3"])
+    predicted: list[int] = []
+    real = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda by, images: (predicted.append(1), real(by, images))[1])
     assert main([*command, "--target", "0.95", "--seeds", "3"]) == 0
+    assert len(predicted) == 130 - 50
     measured = read_scores(tmp_path / "o" / "scores.csv")
+    assert main([*command, "--target", "0.95", "--seeds", "3", "--out", str(tmp_path / "whole")]) == 0
+    assert len(predicted) == 80 + 130  # control: nothing is kept there
+    assert read_scores(tmp_path / "whole" / "scores.csv") == measured
     assert {row[0] for row in measured} == {11, 22, 45, 91}
     assert len(measured) == 12
     (images / "130.png").write_bytes((images / "0.png").read_bytes())
