@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,10 +23,11 @@ from models.certificate_page import page
 from models.command import command_parser
 from models.errors import Refusal
 from models.estimates import Sample
+from models.journal import write_whole, writing
 from models.predictor import Predictor
 from models.sampling import by_doubt, draw, even
 from models.site import Row, Site, names_of, predict_site
-from models.site_labels import COLUMNS, Label, join, read_labels
+from models.site_labels import COLUMNS, Label, is_draw, join, read_labels
 
 Document = dict[str, Any]
 MIN_LABELS = 20
@@ -53,13 +55,15 @@ def write_draw(site: Site, predictor: Predictor, out: Path, size: int, by: str, 
         "by": by, "size": size, "seed": seed, "site_sha256": site.sha256, "model_sha256": predictor.sha256,
         "overread": models.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    for index in draw(chances, seed):
+        writer.writerow([rows[index]["file"], "", repr(float(chances[index])), rows[index]["image_sha256"]])
     try:
-        with out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(COLUMNS)
-            for index in draw(chances, seed):
-                writer.writerow([rows[index]["file"], "", repr(float(chances[index])), rows[index]["image_sha256"]])
-        _record(out).write_text(json.dumps(record, indent=1) + "\n")
+        # The record first: without it a draw is not taken, and with the record alone it can be drawn again
+        write_whole(_record(out), (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(out, table.getvalue().encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise Refusal("config_invalid", f"--labels cannot be written ({type(error).__name__}).") from error
 
@@ -68,17 +72,27 @@ def _record(labels: Path) -> Path:
     return labels.with_suffix(".draw.json")
 
 
-def _drawn(labels: Path, site: Site) -> Document | None:
-    """Return the record of the draw, if there is one; refused if the site is another one by now."""
+def _drawn(labels: Path) -> Document | None:
+    """Return the record of the draw; None if the labels were not drawn by us, so that nothing is known of the site back then.
+
+    Raises
+    ------
+    Refusal
+        ``data_invalid`` if they were and it is missing, or cannot be read.
+    """
     if not _record(labels).exists():
+        if is_draw(labels):
+            raise Refusal(
+                "data_invalid",
+                "The record of the draw, .draw.json, is not beside --labels: without it nobody knows whether the site is still "
+                "the same. Keep both together; labels that were drawn otherwise go without the column image_sha256.",
+            )
         return None
     try:
         record: Document = json.loads(_record(labels).read_text())
-        same = record["site_sha256"] == site.sha256
+        record["site_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal("data_invalid", "The record of the draw beside --labels cannot be read.") from error
-    if not same:
-        raise Refusal("data_invalid", "The site's files are not those that the labels were drawn from: draw again, or undo it.")
     return record
 
 
@@ -238,11 +252,13 @@ def main(argv: list[str]) -> int:
         return 1 if site.failed else 0
     labels, empty = read_labels(options.labels, options.weights, predictor.card.output.classes, names)
     _checked([label.label for label in labels])
+    record = _drawn(options.labels)
     other = Predictor.load(options.against) if options.against else None
     if other is not None:
         _same_task(predictor, other)
     site = predict_site(options.site, names, predictor, options.out / STORE, options.threads)
-    record = _drawn(options.labels, site)
+    if record is not None and record["site_sha256"] != site.sha256:
+        raise Refusal("data_invalid", "The site's files are not those that the labels were drawn from: draw again, or undo it.")
     document = {
         "overread": models.__version__, "created": datetime.now(UTC).strftime("%Y-%m-%d"),
         "model": traced(predictor.card, predictor.sha256),
@@ -262,14 +278,12 @@ def write_report(document: Document, out: Path) -> None:
     Raises
     ------
     Refusal
-        ``config_invalid`` if the folder cannot be written.
+        ``config_invalid`` if the folder cannot be written, ``storage_full`` if there is no room.
     """
-    try:
+    with writing("config_invalid"):
         out.mkdir(parents=True, exist_ok=True)
-        (out / JSON).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        (out / HTML).write_text(page(document), encoding="utf-8")
-    except OSError as error:
-        raise Refusal("config_invalid", f"--out cannot be written ({type(error).__name__}).") from error
+        write_whole(out / HTML, page(document).encode())
+        write_whole(out / JSON, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     _show(document)
     print(f"see {out / HTML}")
 

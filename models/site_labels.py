@@ -26,6 +26,15 @@ class Label:
     probability: float | None
 
 
+def is_draw(file: Path) -> bool:
+    """Tell whether a file of labels has all columns that ``overread certify --draw`` writes."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+            return set(COLUMNS) <= set(next(csv.reader(stream), []))
+    except (OSError, csv.Error) as error:
+        raise Refusal("data_invalid", f"--labels cannot be read ({type(error).__name__}).") from error
+
+
 def read_labels(file: Path, column: str | None, classes: Sequence[str] | None, names: dict[str, Path]) -> tuple[list[Label], int]:
     """Read a file of labels.
 

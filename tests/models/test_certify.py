@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from models import certify as certify_module
 from models import seen as seen_module
 from models.certify import HTML, JSON, MIN_LABELS, STORE, main
 from models.errors import Refusal
@@ -205,6 +206,67 @@ def test_a_draw_is_not_written_over_labels_and_is_of_the_site_as_it_was(
     (scans / "new.png").write_bytes(draw(500))
     with pytest.raises(Refusal, match="drawn from"):
         main(arguments(scans, package))
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_draw_that_is_killed_can_be_given_again(
+    after: int, scans: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, real, written = scans.parent / "l.csv", certify_module.write_whole, []
+
+    def killed(file: Path, content: bytes) -> None:
+        if len(written) == after:
+            raise Killed
+        written.append(file)
+        real(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(certify_module, "write_whole", killed)
+        with pytest.raises(Killed):
+            main(arguments(scans, package, "--draw", "30", "--seed", "1"))
+    assert not labels.exists()
+    assert main(arguments(scans, package, "--draw", "30", "--seed", "2")) == 0
+    assert json.loads(labels.with_suffix(".draw.json").read_text())["seed"] == 2
+    assert len(read(labels)) == 30
+
+
+def test_a_draw_without_its_record_is_refused_and_other_labels_are_not(scans: Path, package: Path) -> None:
+    labels = scans.parent / "l.csv"
+    assert main(arguments(scans, package, "--draw", "30")) == 0
+    rows = [row | {"label": ("normal", "pneumonia")[number % 2]} for number, row in enumerate(read(labels))]
+    write(labels, rows)
+    assert main(arguments(scans, package)) == 0
+    labels.with_suffix(".draw.json").unlink()
+    with pytest.raises(Refusal, match="record of the draw") as refusal:
+        main(arguments(scans, package))
+    assert refusal.value.code == "data_invalid"
+    write(labels, [{name: row[name] for name in row if name != "image_sha256"} for row in rows])
+    assert main(arguments(scans, package)) == 0
+    assert json.loads((scans.parent / "r" / JSON).read_text())["labels"]["draw"] is None
+
+
+def test_a_report_that_is_killed_leaves_the_one_before_whole(scans: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(scans.parent / "l.csv", labelled())
+    assert main(arguments(scans, package)) == 0
+    files = [scans.parent / "r" / name for name in (JSON, HTML)]
+    before = [file.read_bytes() for file in files]
+    real = Path.write_bytes
+
+    def killed(file: Path, content: bytes) -> int:
+        real(file, content[: len(content) // 2])
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", killed)
+        with pytest.raises(Killed):
+            main(arguments(scans, package, "--ppv", "0.8"))
+    assert [file.read_bytes() for file in files] == before
+    assert main(arguments(scans, package, "--ppv", "0.8")) == 0
+    assert files[0].read_bytes() != before[0]
 
 
 def test_kept_predictions_that_are_no_text_are_refused(scans: Path, package: Path) -> None:
