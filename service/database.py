@@ -50,9 +50,15 @@ SELECT current_setting('fsync'), set_config('TimeZone', 'UTC', false), set_confi
 
 @contextmanager
 def coded() -> Iterator[None]:
-    """Give a failure of the database or the disk a code: nothing was committed, so the caller may send the image again."""
+    """Give a failure of the database or the disk a code: nothing was committed, so the caller may send the image again.
+
+    A value that the database does not take is a fault of ours (it should have been refused before) and passes as such: tried
+    again it fails again, and who waits for the database to come back would wait for ever.
+    """
     try:
         yield
+    except sa.exc.DataError:
+        raise
     except sa.exc.DBAPIError as error:
         names = {getattr(error.orig, "sqlite_errorname", ""), getattr(error.orig, "sqlstate", "")}
         raise Refusal("storage_full" if names & _FULL else "storage_unavailable") from error

@@ -28,6 +28,8 @@ def _lines(name: str | None) -> list[str]:
     except (OSError, ValueError) as error:
         raise Refusal("data_invalid", "The file cannot be read; it has one identifier a line, in UTF-8.") from error
     found = [line for line in lines if line]
+    if any("\0" in line for line in found):
+        raise Refusal("data_invalid", "The file holds NUL characters; it has one identifier a line, in UTF-8.")
     if not found:
         raise Refusal("data_invalid", "The file has no line; it has one identifier a line, and 16 MiB at most.")
     return found

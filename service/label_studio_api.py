@@ -146,7 +146,10 @@ def _keep(site: Site, event: StudioEvent, who: Who) -> str:
     user = annotation.completed_by if isinstance(annotation.completed_by, int) else annotation.completed_by.id
     state = hashlib.sha256(given.model_dump_json(include={"classes", "annotation"}).encode()).hexdigest()
     key = f"label-studio {annotation.id} {annotation.updated_at} {state}"
-    return site.loop.labels.add(given, f"{who.name}:{user}", key, "label-studio", corrects=True, by=who).label_id
+    reader = f"{who.name}:{user}"
+    if len(reader) > 64:
+        raise Refusal("label_invalid", "A reader has 64 characters at most: give Label Studio a token with a shorter name.")
+    return site.loop.labels.add(given, reader, key, "label-studio", corrects=True, by=who).label_id
 
 
 async def _health(_: Site, call: Call) -> Response:

@@ -91,6 +91,14 @@ def where(address: dict[str, str], tmp_path: Path) -> Path | Server:
 
 
 @pytest.fixture
+def environment(address: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variables under which a command finds the database of ``make_site``."""
+    for name, value in ({"state": str(tmp_path / "state")} | address).items():
+        monkeypatch.setenv(f"OVERREAD_{name.upper()}", value)
+    return monkeypatch
+
+
+@pytest.fixture
 def make_site(tmp_path: Path, package: Path, address: dict[str, str]) -> Iterator[Callable[..., Site]]:
     """Return a function that builds a site: ``make_site(**settings)``."""
     sites: list[Site] = []

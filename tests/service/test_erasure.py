@@ -32,12 +32,9 @@ PATIENT = "CANARY-PATIENT-77"
 
 @pytest.fixture
 def run(
-    tmp_path: Path, address: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, environment: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """Return a function that runs the command: ``run(patients=text, uids=text, images=[], code=0)`` -> what it printed."""
-    monkeypatch.setenv("OVERREAD_STATE", str(tmp_path / "state"))
-    for name, value in address.items():
-        monkeypatch.setenv(f"OVERREAD_{name.upper()}", value)
 
     def run(patients: str = "", uids: str = "", images: tuple[str, ...] = (), code: int = 0, dry: bool = False) -> str:
         arguments = [part for digest in images for part in ("--image", digest)] + (["--dry-run"] if dry else [])
@@ -265,7 +262,7 @@ def test_copies_that_left_are_named(open_desk: Any, run: Any, tmp_path: Path, mo
     assert "Copies left with labels or tasks that were exported" in run(PATIENT)
 
 
-@pytest.mark.parametrize("text", ["\n\n", "\teast\n", "  "])
+@pytest.mark.parametrize("text", ["\n\n", "\teast\n", "  ", "A\0\n\0"])
 def test_a_file_without_a_patient_is_refused(make_site: Any, run: Any, text: str) -> None:
     make_site(**NONE)
     with pytest.raises(Refusal, match="data_invalid"):

@@ -89,6 +89,7 @@ def test_a_task_that_is_not_ours_is_refused_with_all_others(
     assert ask(desk.site, COUNT) == [(0,)]
 
 
+@pytest.mark.dialects
 def test_an_annotation_becomes_a_label_once(desk: Desk) -> None:
     item = desk.item()
     first = tell(desk, event(item, choice("normal")))
@@ -100,6 +101,7 @@ def test_an_annotation_becomes_a_label_once(desk: Desk) -> None:
     assert desk.state(item) == "done"
 
 
+@pytest.mark.dialects
 def test_an_update_replaces_it_also_back_again(desk: Desk) -> None:
     item = desk.item()
     told = [
@@ -115,6 +117,7 @@ def test_an_update_replaces_it_also_back_again(desk: Desk) -> None:
     assert [row["in_force"] for row in found] == [False, False, True]
 
 
+@pytest.mark.dialects
 def test_users_are_readers(open_desk: Callable[..., Desk]) -> None:
     desk = open_desk(readers=2)
     item = desk.item()
@@ -123,6 +126,9 @@ def test_users_are_readers(open_desk: Callable[..., Desk]) -> None:
     assert desk.state(item) == "adjudicate"
     assert [row["reader"] for row in desk.listed("otto", item)] == ["anna:7", "anna:8"]
     assert ask(desk.site, "SELECT count(*) FROM labels WHERE reader LIKE '%example%'") == [(0,)]
+    refused = tell(desk, event(item, choice("normal"), id=3, completed_by=10**60))  # as of a token with a long name
+    assert (refused.status_code, code(refused)) == (422, "label_invalid")
+    assert tell(desk, event(item, choice("normal"), id=3, completed_by=10**58)).status_code == 201
 
 
 def test_a_lease_of_somebody_here_does_not_lose_what_was_read_there(desk: Desk) -> None:
@@ -157,14 +163,14 @@ def test_one_choice_of_the_card(desk: Desk, names: list[str]) -> None:
     assert ask(desk.site, COUNT) == [(0,)]
 
 
+@pytest.mark.dialects
 @pytest.mark.parametrize("images", [False, True])
 def test_tasks_carry_what_is_needed_and_nothing_else(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
+    desk: Desk, tmp_path: Path, environment: pytest.MonkeyPatch, images: bool
 ) -> None:
     waiting, done = desk.item(body=scan(1, patient="Canary")), desk.item(2)
     desk.label("anna", done, "normal")
-    monkeypatch.setenv("OVERREAD_STATE", str(desk.site.settings.state))
-    monkeypatch.setenv("OVERREAD_MODELS", ",".join(map(str, desk.site.settings.models)))
+    environment.setenv("OVERREAD_MODELS", ",".join(map(str, desk.site.settings.models)))
     words = ["labels", "export", "--label-studio", str(tmp_path / "out" / "tasks.json")]
     assert cli.main([*words, *(["--images", str(tmp_path / "pictures")] if images else [])]) == 0
     text = (tmp_path / "out" / "tasks.json").read_text()

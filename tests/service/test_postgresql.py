@@ -181,6 +181,14 @@ def test_a_disk_that_is_full_or_fails_is_told(
     write(shared)
 
 
+@pytest.mark.parametrize("value", ["x" * 65, "nul\0"])
+def test_what_is_not_taken_is_not_told_as_a_database_that_is_away(shared: Store, value: str) -> None:
+    """Who waited for it to come back would wait for ever."""
+    with pytest.raises(sa.exc.DataError):
+        write(shared, value)
+    write(shared)
+
+
 def test_the_service_says_that_the_database_is_away_and_comes_back(
     make_site: Callable[..., Site], connect: Callable[..., Any], server: Server, postgresql: Cluster, draw: Any
 ) -> None:

@@ -23,6 +23,8 @@ from service.database import MIGRATIONS
 from service.server import Server
 from service.store import Store, Stored, result_id
 from service.tables import metadata
+from tests.service.scans import ask as ask_site
+from tests.service.scans import scan
 
 pytestmark = pytest.mark.dialects
 
@@ -214,6 +216,16 @@ def test_a_uid_with_other_pixels_is_reused(store: Store, row: Any) -> None:
     # Sent again, each keeps what it was: the first is not blamed for the second.
     assert store.record(first, "1.2.3", LIMITS, by_reuse) == (False, ACCEPT)
     assert store.record(second, "1.2.3", LIMITS, by_reuse) == (False, REVIEW)
+
+
+def test_a_uid_that_no_database_keeps_is_refused(make_site: Any, connect: Any) -> None:
+    site, uid = make_site(), b"1.2.826.0.1.3680043.424242.777"
+    body = scan(1, SOPInstanceUID=uid.decode())
+    answer = connect(site).predict(body.replace(uid, uid[:-2] + b"\0" + uid[-1:]), "application/dicom")
+    assert (answer.status_code, answer.json()["code"]) == (400, "inconsistent_image")
+    assert ask_site(site, "SELECT count(*) FROM results") == [(0,)]
+    padded = connect(site).predict(body.replace(uid, uid[:-1] + b"\0"), "application/dicom")
+    assert padded.json()["sop_instance_uid"] == uid[:-1].decode(), "one of an odd length ends with a NUL"
 
 
 def test_pixels_under_another_uid_are_not_reused(store: Store, row: Any) -> None:
