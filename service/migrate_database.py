@@ -127,5 +127,5 @@ def main(argv: list[str]) -> int:
             target.close()
     finally:
         source.close()
-    print(print(f"{number} rows are in PostgreSQL, each table compared. The SQLite file is not used any more."))
+    print(f"{number} rows are in PostgreSQL, each table compared. The SQLite file is not used any more.")
     return 0
