@@ -12,17 +12,19 @@ import pytest
 from models.errors import Refusal
 from service import audit
 from service.audit import ACTIONS, Audit, Who, note
-from tests.service.scans import ALL
+from service.store import Store
+from tests.service.scans import ALL, ask
 
 Row = tuple[Any, ...]
 
+pytestmark = pytest.mark.dialects
 
-def rows(file: Path, after: int = 0) -> list[Row]:
+
+def rows(store: Store, after: int = 0) -> list[Row]:
     """Return (actor, role, action, subject, number) of the rows after the first ones."""
-    connection = sqlite3.connect(file)
-    found = connection.execute("SELECT actor, role, action, subject, number FROM audit ORDER BY id").fetchall()
-    connection.close()
-    return found[after:]
+    with store.reading() as connection:
+        found = connection.exec_driver_sql("SELECT actor, role, action, subject, number FROM audit ORDER BY id")
+        return [tuple(row) for row in found][after:]
 
 
 @pytest.fixture
@@ -34,13 +36,13 @@ def flagged(make_site: Any, connect: Any, tokens: dict[str, str], draw: Any) -> 
     return caller, answer, headers
 
 
-def test_answers_to_the_sender_are_no_reads(flagged: Any, file: Path, draw: Any) -> None:
+def test_answers_to_the_sender_are_no_reads(flagged: Any, draw: Any) -> None:
     caller, _, headers = flagged
     caller.predict(draw(1), **headers["device"])
-    assert rows(file) == []
+    assert rows(caller.api.site.store) == []
 
 
-def test_every_read_of_an_image_or_result_is_a_row(flagged: Any, file: Path) -> None:
+def test_every_read_of_an_image_or_result_is_a_row(flagged: Any) -> None:
     caller, answer, headers = flagged
     annotator, image = headers["annotator"], answer["image_sha256"]
     (item,) = caller.get("/v1/worklist", headers=annotator).json()["items"]
@@ -49,29 +51,29 @@ def test_every_read_of_an_image_or_result_is_a_row(flagged: Any, file: Path) -> 
         f"/v1/images/{image}": "image_read",
         f"/v1/items/{item['item_id']}": "item_read",
     }
-    assert rows(file) == [("annotator", "annotator", "item_read", image, 1)]
+    assert rows(caller.api.site.store) == [("annotator", "annotator", "item_read", image, 1)]
     for path, action in asked.items():
-        before = len(rows(file))
+        before = len(rows(caller.api.site.store))
         assert caller.get(path, headers=headers["operator"]).status_code == 200
-        assert rows(file, before) == [("operator", "operator", action, image, 1)]
-    before = len(rows(file))
+        assert rows(caller.api.site.store, before) == [("operator", "operator", action, image, 1)]
+    before = len(rows(caller.api.site.store))
     lease = caller.request("POST", "/v1/worklist/lease", json={}, headers=annotator).json()
     lease_id = lease["lease_id"]
     caller.request("POST", f"/v1/worklist/lease/{lease_id}/renew", headers=annotator)
     caller.request("POST", f"/v1/worklist/lease/{lease_id}/return", headers=annotator)
-    assert rows(file, before) == [("annotator", "annotator", "item_read", image, 1)] * 3
+    assert rows(caller.api.site.store, before) == [("annotator", "annotator", "item_read", image, 1)] * 3
 
 
-def test_what_is_refused_or_shows_nothing_is_no_row(flagged: Any, file: Path) -> None:
+def test_what_is_refused_or_shows_nothing_is_no_row(flagged: Any) -> None:
     caller, answer, headers = flagged
     for path in (f"/v1/images/{answer['image_sha256']}", "/v1/worklist"):
         assert caller.get(path, headers=headers["device"]).status_code == 403
     assert caller.get("/v1/images/" + "0" * 64, headers=headers["operator"]).status_code == 404
     assert caller.get("/v1/models", headers=headers["operator"]).status_code == 200
-    assert rows(file) == []
+    assert rows(caller.api.site.store) == []
 
 
-def test_a_label_and_its_row_are_one_transaction(flagged: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_and_its_row_are_one_transaction(flagged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     caller, answer, headers = flagged
     label = {
         "image_sha256": answer["image_sha256"],
@@ -87,14 +89,12 @@ def test_a_label_and_its_row_are_one_transaction(flagged: Any, file: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr("service.labels.note", lambda *_: (_ for _ in ()).throw(Refusal("storage_full")))
         assert give() == 507
-    connection = sqlite3.connect(file)
-    assert connection.execute("SELECT count(*) FROM labels").fetchone() == (0,)
-    connection.close()
+    assert ask(caller.api.site, "SELECT count(*) FROM labels") == [(0,)]
     assert give() == 201
     assert give() == 201  # the same once more adds neither label nor row
-    assert rows(file) == [("annotator", "annotator", "label_added", answer["image_sha256"], 1)]
+    assert rows(caller.api.site.store) == [("annotator", "annotator", "label_added", answer["image_sha256"], 1)]
     caller.get(f"/v1/labels?result_id={answer['result_id']}", headers=headers["operator"])
-    assert rows(file, 1) == [("operator", "operator", "labels_read", answer["image_sha256"], 1)]
+    assert rows(caller.api.site.store, 1) == [("operator", "operator", "labels_read", answer["image_sha256"], 1)]
 
 
 def test_what_cannot_be_noted_is_not_shown(flagged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +109,11 @@ def test_what_cannot_be_noted_is_not_shown(flagged: Any, monkeypatch: pytest.Mon
     assert [caller.get(path, headers=headers["operator"]).status_code for path in paths] == [507, 507]
 
 
-def test_signing_in_is_noted(flagged: Any, tokens: dict[str, str], file: Path) -> None:
+def test_signing_in_is_noted(flagged: Any, tokens: dict[str, str]) -> None:
     caller, _, _ = flagged
     headers = {"x-overread-request": "page"}
     caller.request("POST", "/v1/session", json={"token": tokens["annotator"]}, headers=headers)
-    ((name, _, action, _, _),) = rows(file)
+    ((name, _, action, _, _),) = rows(caller.api.site.store)
     assert (name, action) == ("annotator", "signed_in")
 
 
@@ -129,19 +129,19 @@ def test_signing_in_is_noted(flagged: Any, tokens: dict[str, str], file: Path) -
 def test_rows_are_only_ever_added(store: Any, file: Path, statement: str) -> None:
     for subject in ("a" * 64, "b" * 64):
         Audit(store).read(Who("anna", "annotator"), "image_read", [subject])
-    before = rows(file)
+    before = rows(store)
     connection = sqlite3.connect(file)
     with pytest.raises(sqlite3.IntegrityError, match="only ever added"):
         connection.execute(statement)
     connection.rollback()
-    assert rows(file) == before
+    assert rows(store) == before
     # The control: without the triggers, the statement goes through
     for name in ("update", "delete", "replace"):
         connection.execute(f"DROP TRIGGER audit_no_{name}")
     connection.execute(statement)
     connection.commit()
     connection.close()
-    assert rows(file) != before
+    assert rows(store) != before
 
 
 def test_an_unknown_action_is_refused(store: Any) -> None:
@@ -149,8 +149,7 @@ def test_an_unknown_action_is_refused(store: Any) -> None:
         note(connection, Who("anna", "annotator"), "looked", ["a" * 64])
 
 
-def test_the_command_lists_rows(store: Any, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setenv("OVERREAD_STATE", str(file.parent))
+def test_the_command_lists_rows(store: Any, environment: pytest.MonkeyPatch, capsys: Any) -> None:
     for subject in ("a" * 64, "b" * 64):
         Audit(store).read(Who("anna", "annotator"), "image_read", [subject])
     assert audit.main([]) == 0

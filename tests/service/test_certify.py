@@ -147,6 +147,7 @@ def test_intervals_hold_at_simulated_sites_and_not_if_doubtful_labels_count_as_r
     assert np.mean([figure["value"] for figure in wrong]) > everything + 0.1
 
 
+@pytest.mark.dialects
 def test_only_the_drawn_of_one_package_and_the_first_scan_of_a_patient(store: Store, fill: Fill, predictor: Predictor) -> None:
     card = predictor.card
     no, yes = card.output.classes
@@ -185,19 +186,17 @@ def test_only_the_drawn_of_one_package_and_the_first_scan_of_a_patient(store: St
     assert random_share(store, card, predictor.sha256, "").site.rows == []
 
 
+@pytest.mark.dialects
 def test_the_report_says_what_it_is_about(
-    store: Store, fill: Fill, predictor: Predictor, tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch,
+    fill: Fill, predictor: Predictor, tmp_path: Path, package: Path, environment: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("OVERREAD_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("OVERREAD_MODELS", str(package))
-    monkeypatch.setenv("OVERREAD_SITES", "east,west")
-    monkeypatch.setenv("OVERREAD_KEEP_RANDOM_SHARE", str(SHARE))
+    environment.setenv("OVERREAD_MODELS", str(package))
+    environment.setenv("OVERREAD_SITES", "east,west")
+    environment.setenv("OVERREAD_KEEP_RANDOM_SHARE", str(SHARE))
     scans = simulated(np.random.default_rng(0), 300, predictor.card.output.classes)
     fill("east", [scan | {"patient": f"secret{number}"} for number, scan in enumerate(scans)])
     arguments = ["--site", "east", "--out", str(tmp_path / "report")]
-    if store.dialect != "sqlite":
-        pytest.skip("the command reads the settings' database")
     assert main(arguments) == 0
     assert "error" in capsys.readouterr().out
     text = (tmp_path / "report" / JSON).read_text()
@@ -210,7 +209,7 @@ def test_the_report_says_what_it_is_about(
     assert "Of accepted scans alone" in page
     assert "secret" not in text + page
     assert "1.2." not in text
-    monkeypatch.setenv("OVERREAD_KEEP_RANDOM_SHARE", "0.9")
+    environment.setenv("OVERREAD_KEEP_RANDOM_SHARE", "0.9")
     assert main(arguments) == 0
     assert any("which does not fit the" in note for note in json.loads((tmp_path / "report" / JSON).read_text())["notes"])
     for words, code in ((["--site", "north"], "unknown_site"), (["--site", "west"], "too_few_labels"),

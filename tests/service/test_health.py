@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,7 @@ def scores(seed: int, number: int, shift: float = 0.0) -> Any:
     return np.random.default_rng(seed).uniform(0, 1, (number, 2)) * (2, 0.5) + (shift, shift / 4)
 
 
+@pytest.mark.dialects
 def test_each_scan_counts_once_in_the_row_of_its_site(store: Store, put: Any) -> None:
     health = Health(store)
     put([(0.4, 0.1), (1.6, 0.6), (3.96, 0.97)], "east")
@@ -87,6 +87,7 @@ def test_batches_and_a_new_start_change_nothing(store: Store, put: Any, monkeypa
         assert dataclasses.replace(one, **same) == dataclasses.replace(other, **same)  # type: ignore[arg-type]
 
 
+@pytest.mark.dialects
 def test_a_crash_in_between_counts_nothing_twice(store: Store, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put(scores(0, 5), "east")
     put(scores(0, 5), "west")
@@ -108,9 +109,8 @@ def test_a_crash_in_between_counts_nothing_twice(store: Store, put: Any, monkeyp
 
 
 def test_a_site_alarms_alone_and_begins_anew(
-    store: Store, put: Any, file: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Store, put: Any, predictor: Predictor, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OVERREAD_STATE", str(file.parent))
     put(scores(0, REFERENCE + 50), "east")
     put(scores(1, REFERENCE + 50), "west")
     put(scores(2, 100, shift=1.5), "east", REFERENCE + 50)
@@ -139,6 +139,7 @@ def test_a_site_alarms_alone_and_begins_anew(
     assert noted == [["command", "drift_restarted", predictor.sha256]]  # once: what was refused is not noted
 
 
+@pytest.mark.dialects
 def test_a_station_is_counted_beside_its_site(store: Store, put: Any) -> None:
     health = Health(store)
     put([(0.4, 0.1), (3.96, 0.97)], "east", station="CT 1")
@@ -154,9 +155,9 @@ def test_a_station_is_counted_beside_its_site(store: Store, put: Any) -> None:
     assert found["west", "CT 1"].verdicts == {"accept": 0, "review": 0, "refuse": 1}
 
 
-def test_one_station_alarms_and_begins_anew_alone(store: Store, put: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.dialects
+def test_one_station_alarms_and_begins_anew_alone(store: Store, put: Any, environment: pytest.MonkeyPatch) -> None:
     """One scanner of two changes: its own test sees it, the other's does not."""
-    monkeypatch.setenv("OVERREAD_STATE", str(file.parent))
     for number, station in enumerate(("CT1", "CT2")):
         put(scores(number, REFERENCE + 50), "east", 1000 * number, station=station)
     put(scores(2, 60, shift=1.5), "east", 2000, station="CT1")
@@ -176,6 +177,11 @@ def test_one_station_alarms_and_begins_anew_alone(store: Store, put: Any, file: 
         main(["--station", "CT1"])
 
 
+GIVEN = [(1, False, None), (1, True, "l0"), (2, False, None), (3, True, None), (6, False, None)]
+"""Item, whether the model was right, and the label that this one replaces."""
+
+
+@pytest.mark.dialects
 def test_errors_are_estimated_from_labels_of_the_random_share_alone(make_site: Any, connect: Any) -> None:
     site = make_site(**NONE | {"keep_random_share": 1.0}, sites=("east",))
     reader = Reader(connect(site))
@@ -184,7 +190,7 @@ def test_errors_are_estimated_from_labels_of_the_random_share_alone(make_site: A
     sha256 = site.served(None).predictor.sha256
     assert site.health.confirmed([sha256]) == {}
     ask(site, "UPDATE items SET origin = 'doubt' WHERE id = 6")
-    for number, (item, right, replaces) in enumerate([(1, 0, None), (1, 1, "l0"), (2, 0, None), (3, 1, None), (6, 0, None)]):
+    for number, (item, right, replaces) in enumerate(GIVEN):
         ask(
             site,
             "INSERT INTO labels (label_id, item_id, result_id, image_sha256, model_sha256, reader, standing, kind, document,"
@@ -205,6 +211,7 @@ def test_errors_are_estimated_from_labels_of_the_random_share_alone(make_site: A
     assert site.health.confirmed(["0" * 64]) == {}
 
 
+@pytest.mark.dialects
 def test_the_metrics_of_a_site(make_site: Any, connect: Any) -> None:
     site = make_site(**ALL, sites=("east",))
     caller = connect(site)

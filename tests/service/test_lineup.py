@@ -14,6 +14,7 @@ from service.promotion import Desk
 from tests.service.packages import count, identity, output, write
 
 
+@pytest.mark.dialects
 def test_a_promotion_is_followed_and_taken_back(
     site: Site, desk: Desk, connect: Any, draw: Any, package: Path, tmp_path: Path
 ) -> None:

@@ -206,9 +206,8 @@ def test_a_reason_is_a_line(text: str) -> None:
     assert code_of(lambda: promotion.read_reason(text)) == "config_invalid"
 
 
-def test_the_commands(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("OVERREAD_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("OVERREAD_MODELS", str(package))
+def test_the_commands(package: Path, tmp_path: Path, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    environment.setenv("OVERREAD_MODELS", str(package))
     second = write(tmp_path / "second", "1.1.0")
     assert promotion.candidate_main([str(second)]) == 0
     assert promotion.candidate_main(["--withdraw", "tiny"]) == 0

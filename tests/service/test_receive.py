@@ -66,6 +66,7 @@ def test_success_is_answered_when_everything_is_committed(make: Any, archive: Me
     assert [item.Modality for item in archive.results_for(1)] == ["SR"] * int(before)
 
 
+@pytest.mark.dialects
 def test_what_is_received_is_of_the_archive_s_site_and_of_its_stations(make_site: Any) -> None:
     site = make_site(sites=("east",), pacs_site="east", stations=("east=CT1",))
     receiver = Receiver(site, None)
@@ -154,6 +155,7 @@ def test_an_unexpected_fault_is_answered_and_a_row(make: Any, archive: MemoryArc
     assert "CANARY" not in capsys.readouterr().err
 
 
+@pytest.mark.dialects
 def test_what_a_crash_left_unanswered_is_listed_and_neither_due_nor_replayed(
     make: Any, start: Any, archive: MemoryArchive
 ) -> None:

@@ -54,6 +54,7 @@ def test_an_answer(caller: Any) -> None:
     assert [tile["predicted_loss"] for tile in doubtful] == sorted((tile["predicted_loss"] for tile in doubtful), reverse=True)
 
 
+@pytest.mark.dialects
 def test_a_repeat_is_the_same_bytes_and_the_network_rests(caller: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ask(caller)
     pictures = ask(caller, query="&label_image=true&overlay=true")

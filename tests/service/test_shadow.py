@@ -21,6 +21,7 @@ from tests.service.discs import ask
 from tests.service.packages import count, identity, output, settled, write
 
 
+@pytest.mark.dialects
 def test_a_candidate_predicts_what_was_answered_and_answers_nothing(
     site: Site, desk: Desk, connect: Any, draw: Any, package: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +50,7 @@ def test_a_candidate_predicts_what_was_answered_and_answers_nothing(
     assert caller.get(f"/v1/results/{theirs}").status_code == 404  # stored, and no answer
 
 
+@pytest.mark.dialects
 def test_what_was_compared_is_not_compared_again(site: Site, desk: Desk, connect: Any, draw: Any, tmp_path: Path) -> None:
     caller = connect(site)
     desk.try_beside(write(tmp_path / "second", "1.1.0"), "")
@@ -60,6 +62,7 @@ def test_what_was_compared_is_not_compared_again(site: Site, desk: Desk, connect
     assert model["shadow"]["total"]["compared"] == 2
 
 
+@pytest.mark.dialects
 def test_a_promoted_candidate_answers_what_it_predicted(site: Site, desk: Desk, connect: Any, draw: Any, tmp_path: Path) -> None:
     caller, second = connect(site), write(tmp_path / "second", "1.1.0")
     desk.try_beside(second, "")
@@ -164,6 +167,7 @@ def label(site: Site, answer: dict[str, Any], number: int, positive: bool, **fie
         connection.execute(sa.insert(labels), row | fields)
 
 
+@pytest.mark.dialects
 def test_labels_say_which_of_the_two_errs(site: Site, desk: Desk, connect: Any, draw: Any, tmp_path: Path) -> None:
     caller = connect(site)
     desk.try_beside(write(tmp_path / "second", "1.1.0", **output(1.0)), "")  # it calls nothing

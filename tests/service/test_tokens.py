@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import pytest
 import service.access
 from models.errors import Refusal
 from service.access import Access, Caller, name_digest
+from service.server import Server
+from service.store import Store
 from service.tokens import add_token, list_tokens, main, revoke_token, rotate_token
 
 OWN = {"x-overread-request": "page"}
@@ -155,8 +156,8 @@ def test_a_token_has_a_limit_of_its_own(make_site: Any, connect: Any, file: Path
     assert Access.read(file).identify(f"Bearer {rotated}") == Caller("s", "operator", limit_per_minute=2)
 
 
-def test_the_command(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("OVERREAD_STATE", str(file.parent))
+@pytest.mark.dialects
+def test_the_command(environment: pytest.MonkeyPatch, where: Path | Server, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--name", "ct", "--role", "device", "--limit", "60"])
     main(["--name", "anna", "--role", "annotator"])
     first = capsys.readouterr().out.split()
@@ -170,9 +171,10 @@ def test_the_command(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     main(["--revoke", "anna"])
     with pytest.raises(Refusal, match="only token"):
         main(["--revoke", "ct"])
-    connection = sqlite3.connect(file.parent / "overread.sqlite3")
-    rows = connection.execute("SELECT action, subject, role FROM audit ORDER BY id").fetchall()
-    connection.close()
+    store = Store(where)
+    with store.reading() as connection:
+        rows = connection.exec_driver_sql("SELECT action, subject, role FROM audit ORDER BY id").all()
+    store.close()
     names = {name: name_digest(name) for name in ("ct", "anna")}
     assert rows == [
         ("token_created", names["ct"], "command"),

@@ -15,6 +15,8 @@ from service.places import Place
 from service.store import Store
 from service.tables import pacs_instances, pacs_positions
 
+pytestmark = pytest.mark.dialects
+
 
 def age(store: Store, table: sa.Table, seconds: float) -> None:
     with store.writing() as connection:

@@ -45,6 +45,7 @@ def people(make_site: Any, connect: Any, tmp_path: Path) -> Callable[..., dict[s
     return people
 
 
+@pytest.mark.dialects
 def test_the_worklist(reader: Reader) -> None:
     response = reader.get(WORKLIST)
     check(response, "GET", WORKLIST)
@@ -76,6 +77,7 @@ def test_budgets_that_are_none(reader: Reader, query: str) -> None:
     assert code(reader.get(f"{WORKLIST}?model=none")) == (404, "unknown_model")
 
 
+@pytest.mark.dialects
 def test_a_lease_from_taking_to_returning(reader: Reader) -> None:
     first = reader.get(WORKLIST).json()["items"][0]
     response = reader.lease()
@@ -100,6 +102,7 @@ def test_a_lease_from_taking_to_returning(reader: Reader) -> None:
         assert code(again) == (409, "lease_lost")
 
 
+@pytest.mark.dialects
 def test_passing_over(reader: Reader) -> None:
     lease = reader.lease(item_id=2).json()
     url = f"{LEASE}/{lease['lease_id']}/skip"
@@ -229,6 +232,7 @@ def test_a_device_sees_nothing_of_it(people: Any) -> None:
     assert code(device.lease()) == (403, "forbidden")
 
 
+@pytest.mark.dialects
 def test_the_metrics_count_them(reader: Reader) -> None:
     reader.lease()
     text = reader.get("/metrics").text
@@ -243,6 +247,7 @@ def reader_items(reader: Reader) -> list[dict[str, Any]]:
     return [reader.get(f"/v1/items/{number}").json()["item"] for number in (1, 2, 3)]
 
 
+@pytest.mark.dialects
 def test_items_of_a_model_that_finds_objects(make_site: Any, connect: Any, segmenter: Path) -> None:
     site: Site = make_site(**ALL, models=(segmenter,))
     caller = connect(site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from service.analysis import Site
@@ -29,6 +30,7 @@ def statements(act: Callable[[], Any]) -> int:
     return len(asked)
 
 
+@pytest.mark.dialects
 def test_a_list_is_two_statements_however_long(make_site: Callable[..., Site]) -> None:
     site = make_site(**ALL)
     for seed in range(6):
@@ -39,6 +41,7 @@ def test_a_list_is_two_statements_however_long(make_site: Callable[..., Site]) -
     assert statements(lambda: [site.store.find(item.result_id) for item in item_answers(site, places)]) == 2 + 2 * 6
 
 
+@pytest.mark.dialects
 def test_items_of_a_list_are_those_of_their_results(make_site: Callable[..., Site]) -> None:
     site = make_site(**ALL)
     replies = [take(site, scan(seed)) for seed in range(3)]
