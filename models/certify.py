@@ -21,9 +21,10 @@ from models.card import ModelCard
 from models.certificate import Answers, View, compare, figures, predictive_limits, triage
 from models.certificate_page import page
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 from models.estimates import Sample
-from models.journal import write_whole, writing
+from models.journal import writing
 from models.predictor import Predictor
 from models.sampling import by_doubt, draw, even
 from models.site import Row, Site, names_of, predict_site

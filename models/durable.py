@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,3 +34,23 @@ def write_new(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file, or over one, whole or not at all, whatever ends the process or the machine; it is on disk when this returns.
+
+    Raises
+    ------
+    OSError
+        What stood there before stays.
+    """
+    part = file.with_name(file.name + ".part")
+    try:
+        part.write_bytes(content)
+        sync(part)
+        part.replace(file)
+        sync(file.parent)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -7,7 +7,7 @@ import json
 import os
 from collections import UserDict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,18 +32,6 @@ def writing(code: str = "storage_unavailable") -> Iterator[None]:
     except OSError as error:
         full = error.errno in _FULL
         raise Refusal("storage_full" if full else code, f"--out cannot be written ({type(error).__name__}).") from error
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whatever ends the process meanwhile; raises OSError."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 class Journal(UserDict[str, Record]):

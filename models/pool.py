@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from models.batch import DEFAULT_MODEL, DOUBTS, find_files
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
-from models.journal import write_whole, writing
+from models.journal import writing
 from models.predictor import Predictor
 from models.seen import Seen, folder_of, look_at_all, predictions
 from models.selection import REASONS, at_random, badge, core_set, margin, most_doubtful, select, typical

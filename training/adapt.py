@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from models.command import command_parser
 from models.errors import Refusal
 from models.journal import writing
+from training.adaptation import clear
 from training.adaptation import trainings as count_trainings
 from training.adaptation_config import Adaptation
 from training.adapted import LOST, Here, adapt_run, base_of, check_first_round, fit_loss, lost, minutes, plan_adaptation, to_fit
@@ -125,6 +126,8 @@ def main(argv: list[str]) -> int:
     for name in lost(runs[options.out].config):
         print(LOST[name], flush=True)
     unfinished = [out for out in runs if not (out / WEIGHTS).exists()]
+    for out in set(runs) - set(unfinished):
+        clear(out)  # what a kill left that came between the weights and this
     if not unfinished and not any(to_fit(out, run.config) for out, run in runs.items()):
         print("This run is finished; nothing to do. Next: overread export")
         return 0

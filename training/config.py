@@ -12,8 +12,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.card import Fraction, InputSpec
+from models.durable import write_whole
 from models.errors import Refusal
-from models.journal import write_whole
 from training.adaptation_config import Adaptation
 from training.fields import Count, Positive, Word
 

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from models.durable import write_whole
 from models.errors import Refusal
-from models.journal import write_whole
 from models.networks.normalization import GATE_LEARNING_RATE, clamp_gates, gates
 from training.config import RunConfig
 from training.data import BalancedBatches, ImageSet

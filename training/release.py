@@ -15,9 +15,8 @@ from models.card import Figure, IntendedUse, ModelCard, SegmenterCard, Source, c
 from models.command import command_parser
 from models.comparison import REPORT as COMPARISON
 from models.comparison import SEEN, Comparison
-from models.durable import sync
+from models.durable import sync, write_whole
 from models.errors import Refusal
-from models.journal import write_whole
 from training.calibrate import REPORT as CALIBRATION
 from training.compare import MARGIN, Side, compare, predictor_of, show
 from training.config import SEGMENTER, Run, RunConfig, read_json, read_run, sha256, verb_of, write_json

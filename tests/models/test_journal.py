@@ -6,12 +6,11 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from models.errors import Refusal
-from models.journal import Journal, write_whole, writing
+from models.journal import Journal
 
 
 def test_what_was_kept_is_there_again_exactly(tmp_path: Path) -> None:
@@ -107,20 +106,6 @@ def test_a_disk_that_fails_half_way_through_a_line(
     assert calls[2] == calls[1] - 10  # what did not fit was tried again
     with Journal(file, "this") as kept:
         assert dict(kept) == {"one": {"n": 1}}
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "table.csv"
-    write_whole(file, b"first")
-
-    def fail(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "planted")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(Refusal) as refusal, writing():
-        write_whole(file, b"second")
-    assert refusal.value.code == "storage_full"
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"table.csv": b"first"}
 
 
 def test_lines_are_plain_json_that_says_what_it_was_made_from(tmp_path: Path) -> None:

@@ -202,9 +202,11 @@ def test_it_goes_on_from_its_last_checkpoint_and_ends_as_if_it_had_not_stopped(
 def test_what_is_finished_is_left_and_where_nothing_was_kept_all_is_trained(
     hospitals: dict[str, Path], whole: Path, tmp_path: Path, begun: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (whole / "rounds" / "2-0").mkdir(parents=True)  # a kill after the weights were written
     assert adapt.main(command(hospitals, "north", whole, *SHORT)) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert begun == []
+    assert not (whole / "rounds").exists()
     assert adapt.main(command(hospitals, "north", tmp_path / "other", *SHORT, "--seed", "1")) == 0
     assert len(begun) == EPOCHS
     with pytest.raises(AssertionError, match="differs"):  # the control of sameness: another seed
