@@ -12,7 +12,7 @@ from scipy import stats
 
 from models.card import Finding, ModelCard
 from models.estimates import Estimate, Sample, mean, rate, wilson
-from models.thresholds import Promise, labels_needed, loosest, lower_bound
+from models.thresholds import Promise, beginning, labels_needed, loosest, lower_bound
 
 Floats = NDArray[np.float64]
 Document = dict[str, Any]
@@ -164,8 +164,10 @@ def predictive_limits(view: View, labels: NDArray[np.int64], sample: Sample, ppv
         ("positive_predictive_value", ppv, view.probability, labels == view.kind),
         ("negative_predictive_value", npv, 1 - view.probability, labels != view.kind),
     ):
-        limits, own = _limits(scores), scores[sample.index]
-        promise = loosest(limits.tolist(), own[None] >= limits[:, None], right, own, target, LEVEL)
+        limits = _limits(scores)
+        within = scores[None] >= limits[:, None]
+        start = beginning(within, scores, sample.index, target, LEVEL)
+        promise = loosest(limits.tolist(), within[:, sample.index], right, start, target, LEVEL)
         document: Document = {"finding": view.finding.label, "metric": name, "target": target}
         document |= _promised(promise, target)
         if promise is not None:
@@ -217,11 +219,11 @@ def triage(
             "error": (n - hits) / n if n else None, "error_at_most": 1 - lower_bound(hits, n, LEVEL),
         }  # fmt: skip
 
-    kept = ~answers.held_back[sample.index]
     limits = np.unique(np.quantile(answers.loss_percentile, SHARES[SHARES < 0.9999], method="higher"))
     limits = np.append(limits[(limits > 0) & (limits < 100)], 100.0)
-    within = (answers.loss_percentile[sample.index][None] < limits[:, None]) & kept
-    promise = loosest(limits.tolist(), within, right, 1 - view.wrong[sample.index], 1 - error, LEVEL)
+    within = (answers.loss_percentile[None] < limits[:, None]) & ~answers.held_back
+    start = beginning(within, 1 - view.wrong, sample.index, 1 - error, LEVEL)
+    promise = loosest(limits.tolist(), within[:, sample.index], right, start, 1 - error, LEVEL)
     return {
         "finding": view.finding.label, "target_error": error, "confidence": LEVEL, "card": at(card.triage.review_loss_percentile),
         "site": at(promise.limit) if promise else None, "needed": None if promise else labels_needed(1 - error, LEVEL),

@@ -105,6 +105,27 @@ def test_a_promised_error_is_broken_as_seldom_as_it_says() -> None:
     assert broken <= 0.08 * 300
 
 
+@pytest.mark.parametrize(("images", "n"), [(2000, 400), (400, 400)])
+def test_a_promise_is_kept_where_the_labels_follow_the_predictions(images: int, n: int) -> None:
+    """One call in ten is hopeless and known to be, the others are certain, and no limit tells them apart.
+
+    Every limit's error is 0.1, so every promise of less is broken. A limit chosen because few of the *labelled* images within it
+    look hopeless would be promised in 13 of 100 draws: few of them are few errors.
+    """
+    random = np.random.default_rng(n + images)
+    finding = FINDING[0].model_copy(update={"operating_point": 0.01})  # whatever comes is called
+    broken = 0
+    for _ in range(400):
+        chance = np.where(random.random(images) < 0.1 / 0.95, 0.05, 1.0)
+        labels = (random.random(images) < chance).astype(np.int64)
+        given = Answers(np.column_stack([1 - chance, chance]), 1 - chance, 100 * random.random(images), np.zeros(images, bool))
+        index = random.choice(images, n, replace=False)
+        sample = Sample(index, np.full(n, n / images))
+        found = triage(View.of(finding, CARD, given), given, labels[index], sample, CARD, 0, 0.1 - 1e-9)
+        broken += found["site"] is not None
+    assert broken <= 0.072 * 400  # 0.05, and two deviations of 400 draws
+
+
 def test_the_same_model_does_not_differ_and_a_better_one_does() -> None:
     chance, labels = world(5000)
     sample = sampled(5000, 300)
