@@ -25,7 +25,7 @@ from training.data import ImageSet
 from training.export import TARGET, run_folders
 from training.fit import WEIGHTS, save_weights
 from training.held_out import REPORT as HELD_OUT
-from training.held_out import finish, helpers
+from training.held_out import finish, held_out_runs
 from training.target import Target, TargetLabels
 
 REPORT = "adaptation.json"
@@ -87,8 +87,8 @@ def plan_adaptation(base: Path, out: Path, settings: Adaptation) -> dict[Path, t
         ``config_invalid`` if a run is missing, unfinished or damaged.
     """
     config = read_run(base).config
-    with_helpers = settings.source and settings.method == "consistency"
-    runs = plan(base, config) if with_helpers else {folder: read_run(folder).config for folder in run_folders(base)}
+    with_held_out = settings.source and settings.method == "consistency"
+    runs = plan(base, config) if with_held_out else {folder: read_run(folder).config for folder in run_folders(base)}
     found = {}
     for folder, each in runs.items():
         load_weights(folder, fitted=False)
@@ -187,7 +187,7 @@ def fit_loss(out: Path, config: RunConfig, here: Here) -> None:
     """Fit an adapted run's loss prediction to the errors of adapted runs on what they did not see."""
     if here.source is None:
         raise ValueError("held-out errors need the source")
-    needed = [out, *helpers(out, config)[0]]
+    needed = (out, *held_out_runs(out, config).configs)
     classifiers = {each: load_weights(each, fitted=False).classifier for each in needed}
     finish(out, classifiers, here.source.where("train", config))
 

@@ -24,7 +24,7 @@ from training.config import Run, RunConfig, fold_of, make_config, read_input_spe
 from training.data import Manifest, check_splits, load_images, read_manifest, split_of
 from training.fit import WEIGHTS, adamw, fit, load_safely, rate
 from training.held_out import REPORT as HELD_OUT
-from training.held_out import finish, helpers
+from training.held_out import finish, held_out_runs
 from training.losses import ranking_loss
 from training.sources import Sources, add_sources, read_sources
 from training.start import Start, make_classifier, read_start
@@ -89,9 +89,16 @@ class ClassifierTraining(lightning.LightningModule):
         return true_losses.mean(), ranking_loss(scores, true_losses, self.config.ranking_margin)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        """Take one step; everything random in it depends on the seed and the step alone, so a run can go on after a kill."""
-        images, labels = batch
-        step = self.global_step
+        """Take one step."""
+        task, ranking = self.step_losses(*batch, self.global_step)
+        self.log_dict({"loss": task, "ranking": ranking}, prog_bar=True, on_step=False, on_epoch=True)
+        return task + self.config.loss_weight * ranking
+
+    def step_losses(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Augment a batch, take the steps of a style head where there is one, and return the losses as :meth:`losses` does.
+
+        Everything random in it depends on the seed and the step alone, so a run can go on after a kill.
+        """
         torch.manual_seed(self.config.seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         images = augment(images.cpu(), self.config.input, self.config.flip, generator).to(images.device)
@@ -105,9 +112,7 @@ class ClassifierTraining(lightning.LightningModule):
                 self.classifier, self.style_head, self.config.style_stage, images, labels, self.style_optimizers,
                 self.config.adversarial_weight, generator,
             )  # fmt: skip
-        task, ranking = self.losses(images, labels, joint, None if self.style_head is None else generator)
-        self.log_dict({"loss": task, "ranking": ranking}, prog_bar=True, on_step=False, on_epoch=True)
-        return task + self.config.loss_weight * ranking
+        return self.losses(images, labels, joint, None if self.style_head is None else generator)
 
     def rate(self, step: int) -> float:
         """Return the factor of the learning rate: a linear warm-up and a cosine to zero, by step."""
@@ -136,27 +141,29 @@ class ClassifierTraining(lightning.LightningModule):
             optimizer.load_state_dict(state)
 
 
-def seconds_per_step(module: ClassifierTraining, images: Tensor, labels: Tensor, steps: int = 3) -> float:
-    """Time training steps on a copy's worth of work: forward and backward, nothing is changed.
+def seconds_per_step(config: RunConfig, start: Start | None, images: Tensor, labels: Tensor, steps: int = 3) -> float:
+    """Time steps of a training that is thrown away: all that the config switches on, and the optimisers.
 
     Parameters
     ----------
+    config : RunConfig
+    start : Start or None
     images, labels : Tensor
         One batch.
     steps : int
         Steps timed after one that is not.
     """
-    bf16 = module.config.precision == "bf16-mixed"
+    module = ClassifierTraining(config, start).to(memory_format=torch.channels_last).train()
+    optimizer = module.configure_optimizers()["optimizer"]
     started = 0.0
     for step in range(steps + 1):
         if step == 1:
             started = time.perf_counter()
-        generator = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            batch = augment(images, module.config.input, module.config.flip, generator)
-            maps = module.classifier.stage_maps(batch.contiguous(memory_format=torch.channels_last))
-            loss = functional.cross_entropy(module.classifier.classify(module.classifier.pool(maps)).float(), labels)
-        torch.autograd.grad(loss, list(module.classifier.parameters()))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16-mixed"):
+            task, ranking = module.step_losses(images, labels, step)
+        optimizer.zero_grad()
+        torch.autograd.backward(task + config.loss_weight * ranking)
+        optimizer.step()
     return (time.perf_counter() - started) / steps
 
 
@@ -191,7 +198,7 @@ def plan(folder: Path, config: RunConfig) -> dict[Path, RunConfig]:
     for domain in config.leave_out:
         runs |= plan(sibling(folder, domain), config.without(domain))
     if config.loss_prediction == "held-out":
-        runs = helpers(folder, config)[0] | runs
+        runs = held_out_runs(folder, config).configs | runs
     return {folder: config} | runs
 
 
@@ -288,8 +295,7 @@ def main(argv: list[str]) -> int:
     images = load_images(manifest.rows, config.input, "reading")
     batch = images.where("train", config)
     some = slice(0, config.batch_size)
-    module = ClassifierTraining(config, start).to(memory_format=torch.channels_last)
-    each = seconds_per_step(module, torch.from_numpy(batch.tensors[some]), torch.from_numpy(batch.labels[some]))
+    each = seconds_per_step(config, start, torch.from_numpy(batch.tensors[some]), torch.from_numpy(batch.labels[some]))
     minutes = each * config.total_steps * len(unfinished) / 60
     print(f"{len(manifest.rows)} images, {len(batch.rows)} of them to train on; {len(unfinished)} models of {config.total_steps} "
           f"steps: about {minutes:.0f} minutes on this machine, if nothing else runs on it", flush=True)  # fmt: skip
@@ -300,9 +306,9 @@ def main(argv: list[str]) -> int:
         module = ClassifierTraining(each_run.config, start).to(memory_format=torch.channels_last)
         fit(module, PARTS, each_run.config, images.where("train", each_run.config), folder)
     for folder in to_fit:
-        needed = [folder, *helpers(folder, runs[folder].config)[0]]
-        classifiers = {each: load_weights(each, fitted=False).classifier for each in needed}
+        held_out = held_out_runs(folder, runs[folder].config)
+        classifiers = {run: load_weights(run, fitted=False).classifier for run in (folder, *held_out.configs)}
         finish(folder, classifiers, images.where("train", runs[folder].config))
-        print(f"{folder}: loss prediction fitted to held-out errors ({helpers(folder, runs[folder].config)[1]})", flush=True)
+        print(f"{folder}: loss prediction fitted to held-out errors ({held_out.errors})", flush=True)
     print("finished. Next: overread export")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +67,32 @@ def fit_loss_prediction(stages: Sequence[Tensor], losses: Tensor, margin: float,
     return head.eval()
 
 
-def helpers(folder: Path, config: RunConfig) -> tuple[dict[Path, RunConfig], str]:
-    """Return the runs whose errors on what they did not see a run's loss prediction is fitted to, and their kind.
+@dataclass(frozen=True)
+class HeldOutRuns:
+    """The runs whose errors on what they did not see a run's loss prediction is fitted to.
 
-    Where a sibling was asked for without each domain, it is those ("leave one domain out"): their errors are those of an
-    unseen hospital. Otherwise two runs, each on one half of the patients ("out of fold"), whose folders lie in the run's.
+    Attributes
+    ----------
+    configs : dict of Path to RunConfig
+        By their folders, which lie in the run's.
+    errors : str
+        What the errors are: "leave one domain out", those of an unseen hospital, or "out of fold".
+    """
+
+    configs: dict[Path, RunConfig]
+    errors: str
+
+
+def held_out_runs(folder: Path, config: RunConfig) -> HeldOutRuns:
+    """Return the held-out runs of a run.
+
+    Where a sibling was asked for without each domain, it is those. Otherwise two runs, each on one half of the patients.
     """
     if config.leave_out and set(config.leave_out) == set(config.domains):
-        return {folder / f"without_{domain}": config.without(domain) for domain in config.domains}, "leave one domain out"
+        siblings = {folder / f"without_{domain}": config.without(domain) for domain in config.domains}
+        return HeldOutRuns(siblings, "leave one domain out")
     halves = {f"fold_{fold}": {"fold": fold, "leave_out": (), "loss_prediction": "none"} for fold in (0, 1)}
-    return {folder / name: config.model_copy(update=change) for name, change in halves.items()}, "out of fold"
+    return HeldOutRuns({folder / name: config.model_copy(update=change) for name, change in halves.items()}, "out of fold")
 
 
 def finish(folder: Path, classifiers: dict[Path, Classifier], images: ImageSet) -> None:
@@ -86,30 +103,30 @@ def finish(folder: Path, classifiers: dict[Path, Classifier], images: ImageSet) 
     folder : Path
         A trained run.
     classifiers : dict of Path to Classifier
-        The run's own, and those of :func:`helpers`.
+        The run's own, and those of :func:`held_out_runs`.
     images : ImageSet
         The run's training split.
 
     Raises
     ------
     Refusal
-        ``data_invalid`` if an image was seen by all helpers, so that its error is not held out.
+        ``data_invalid`` if an image was seen by all held-out runs, so that its error is not held out.
     """
     config = read_run(folder).config
-    found, how = helpers(folder, config)
+    held_out = held_out_runs(folder, config)
     losses = torch.full((len(images.rows),), float("nan"))
-    for helper, theirs in found.items():
+    for run, theirs in held_out.configs.items():
         out = [
             index for index, row in enumerate(images.rows)
             if row.domain not in theirs.domains or (theirs.fold is not None and fold_of(row.patient, config.seed) != theirs.fold)
         ]  # fmt: skip
         if out:
             labels = torch.from_numpy(images.labels[out])
-            losses[out] = functional.cross_entropy(infer(classifiers[helper], images.tensors[out])[0], labels, reduction="none")
+            losses[out] = functional.cross_entropy(infer(classifiers[run], images.tensors[out])[0], labels, reduction="none")
     if torch.isnan(losses).any():
         raise Refusal("data_invalid", "An image's error is not known: no run was trained without it.")
     stages = infer(classifiers[folder], images.tensors)[1]
     head = fit_loss_prediction(stages, losses, config.ranking_margin, config.seed)
     fitted = {"classifier": classifiers[folder].state_dict(), "loss_prediction": head.state_dict()}
     save_weights(load_safely(folder / WEIGHTS) | fitted, folder)
-    write_json(folder / REPORT, {"errors": how, "images": len(losses), "mean_loss": float(losses.mean())})
+    write_json(folder / REPORT, {"errors": held_out.errors, "images": len(losses), "mean_loss": float(losses.mean())})

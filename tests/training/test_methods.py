@@ -102,6 +102,27 @@ def test_gates_are_a_group_of_their_own_and_every_step_ends_in_the_interval(conf
     assert all(bool((rho == 1).all()) for rho in gates(module.classifier))  # without the hook they would be 1.5
 
 
+def test_the_estimated_time_is_that_of_whole_steps(config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: Counter[str] = Counter()
+    styles, step = classifier.style_steps, torch.optim.AdamW.step
+
+    def counted_styles(*given: Any) -> Any:
+        taken["style"] += 1
+        return styles(*given)
+
+    def counted_step(optimizer: torch.optim.AdamW, closure: Any = None) -> Any:
+        taken["optimizer"] += 1
+        return step(optimizer, closure)
+
+    monkeypatch.setattr(classifier, "style_steps", counted_styles)
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted_step)
+    images, labels = torch.randn(8, 1, 32, 32), torch.arange(8) % 2
+    assert classifier.seconds_per_step(config(), None, images, labels, steps=2) > 0
+    assert taken == {"optimizer": 3}  # one that is not timed
+    assert classifier.seconds_per_step(config(style="sagnet"), None, images, labels, steps=2) > 0
+    assert taken == {"optimizer": 3 + 6, "style": 3}
+
+
 def test_a_style_run_drops_its_head_and_goes_on_with_its_optimisers(
     train: Callable[[list[str]], int], arguments: Arguments, drawn_big: Path, tmp_path: Path
 ) -> None:
