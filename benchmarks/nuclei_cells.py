@@ -17,7 +17,13 @@ ATTENTION = Method("PseudoEdgeNet", "voronoi", "pseudo_edge_attention")
 COMBINED = Method("combined", "cluster", "pseudo_edge_attention", crf=True)
 MASKS = Method("full masks", "masks")
 METHODS = (POINTS, VORONOI, CLUSTER, EDGES, ATTENTION, COMBINED, MASKS)
-EXACT, DISPLACED, MISSING = Marks(""), Marks("points up to 5 px off", jitter=5.0), Marks("10% of points missing", missing=0.1)
+EXACT = Marks("")
+NOISY = (
+    Marks("points up to 5 px off", jitter=5.0),
+    Marks("10% of points missing", missing=0.1),
+    Marks("10% of points doubled", doubled=0.1),
+)
+"""What may go wrong when nuclei are marked, of the combined supervision."""
 SHARES = {MASKS: (0.125, 0.25, 0.5), COMBINED: (0.25, 0.5)}
 """Of the training images that are annotated, beside all of them."""
 
@@ -53,7 +59,7 @@ def cells(scale: str) -> list[Cell]:
         if scale == "smoke":
             places = [(data, CURVE_FOLD) for data in TEST_FOLDS]
         found += [Cell(*place, method, EXACT, 1.0, seed) for place in places for method in METHODS]
-        found += [Cell(*place, COMBINED, marks, 1.0, seed) for place in places for marks in (DISPLACED, MISSING)]
+        found += [Cell(*place, COMBINED, marks, 1.0, seed) for place in places for marks in NOISY]
         found += [
             Cell(data, CURVE_FOLD, method, EXACT, share, seed)
             for data in TEST_FOLDS for method, shares in SHARES.items() for share in shares

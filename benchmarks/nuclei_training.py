@@ -90,6 +90,7 @@ class Marks:
     name: str
     jitter: float = 0.0
     missing: float = 0.0
+    doubled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def annotated(images: Sequence[Tissue], method: Method, marks: Marks, seed: int)
     for each in images:
         if each.objects is None:
             raise ValueError("points are simulated from masks, and there are none")
-        points = simulate_points(each.objects, 100_000 * seed + each.number, marks.jitter, marks.missing)
+        points = simulate_points(each.objects, 100_000 * seed + each.number, marks.jitter, marks.missing, marks.doubled)
         given.append(replace(each, annotation=points, objects=None, foreground=None))
     return given
 

@@ -125,32 +125,6 @@ def _checked(annotation: Annotation, rows: int, columns: int) -> Annotation:
     return annotation
 
 
-def write_annotation(path: Path, annotation: Annotation) -> None:
-    """Write an annotation; :func:`read_annotation` gives it back, to the last bit.
-
-    Parameters
-    ----------
-    path : Path
-        Its suffix chooses the format: ``.geojson``, ``.json`` or ``.csv``.
-    annotation : Annotation
-
-    Raises
-    ------
-    Refusal
-        ``data_invalid``: another suffix, or more than points for CSV.
-    """
-    suffix = path.suffix.lower()
-    if suffix in GEOJSON:
-        path.write_text(json.dumps(geojson_of(annotation), indent=1), encoding="utf-8")
-    elif suffix != ".csv":
-        _refuse("an annotation is a .geojson, .json or .csv file.")
-    elif annotation.scribbles or annotation.polygons or annotation.region is not None:
-        _refuse("CSV holds points only; write GeoJSON.")
-    else:
-        lines = ["x,y", *(f"{float(x)!r},{float(y)!r}" for x, y in annotation.points), ""]
-        path.write_text("\n".join(lines), encoding="utf-8")
-
-
 def _refuse(what: str) -> NoReturn:
     raise Refusal("data_invalid", what)
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks import nuclei_training, report, weak_nuclei
-from benchmarks.nuclei_cells import COMBINED, DISPLACED, EXACT, MASKS, METHODS, MISSING, VORONOI, cells
+from benchmarks.nuclei_cells import COMBINED, EXACT, MASKS, METHODS, NOISY, VORONOI, cells
 from benchmarks.nuclei_scores import choose_separation, drawn, measure
 from benchmarks.nuclei_summary import IOU
 from benchmarks.nuclei_training import Slides, annotated, assign_folds, expert_minutes, read_slides
@@ -83,7 +83,7 @@ def test_rows_of_points_see_no_masks(slides: Slides) -> None:
         assert each.objects is None
         assert each.foreground is None
     assert all(each.objects is not None for each in annotated(slides.images, MASKS, EXACT, 0))  # control
-    exact, displaced, fewer = (annotated(slides.images, COMBINED, marks, 0) for marks in (EXACT, DISPLACED, MISSING))
+    exact, displaced, fewer, more = (annotated(slides.images, COMBINED, marks, 0) for marks in (EXACT, *NOISY))
     distances = np.concatenate([
         np.linalg.norm(one.annotation.points - other.annotation.points, axis=1)
         for one, other in zip(exact, displaced, strict=True)
@@ -91,6 +91,7 @@ def test_rows_of_points_see_no_masks(slides: Slides) -> None:
     assert 3 < distances.max() <= 5
     assert {len(each.annotation.points) for each in exact} == {9}
     assert {len(each.annotation.points) for each in fewer} == {8}
+    assert {len(each.annotation.points) for each in more} == {10}
 
 
 def test_expert_minutes_are_the_published_ones(slides: Slides) -> None:
@@ -115,7 +116,7 @@ def test_one_step_of_every_row_of_the_published_scale(slides: Slides, method: An
     moved = {name.split(".")[0] for name, value in module.named_parameters() if not torch.equal(value, before[name])}
     assert moved == ({"segmenter"} if method.edges == "none" else {"segmenter", "pseudo_edge"})
     assert {(each.method.name, each.marks.name) for each in cells("paper")} == {
-        *((row.name, "") for row in METHODS), *((COMBINED.name, marks.name) for marks in (DISPLACED, MISSING))
+        *((row.name, "") for row in METHODS), *((COMBINED.name, marks.name) for marks in NOISY)
     }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.annotation import LARGEST_FILE, Annotation, Label, Scribble, read_annotation, write_annotation
+from models.annotation import LARGEST_FILE, Annotation, Label, Scribble, read_annotation
 from models.errors import Refusal
+from tests.annotations import write_annotation
 
 ROWS, COLUMNS = 40, 60
 SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20], [10, 10]]
@@ -99,18 +100,6 @@ def test_csv_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.getbasetemp() / "written.csv"
     write_annotation(path, Annotation(np.array(points)))
     assert same(read_annotation(path, ROWS, COLUMNS), Annotation(np.array(points)))
-
-
-def test_csv_refuses_to_drop_what_it_cannot_hold(tmp_path: Path) -> None:
-    points, square = np.array([[1.0, 1.0]]), np.array(SQUARE[:4], float)
-    for more in (Annotation(points, polygons=(square,)), Annotation(points, region=square)):
-        with pytest.raises(Refusal, match="points only"):
-            write_annotation(tmp_path / "a.csv", more)
-    with pytest.raises(Refusal, match="points only"):
-        write_annotation(tmp_path / "a.csv", Annotation(points, (Scribble("background", square),)))
-    with pytest.raises(Refusal, match=r"is a \.geojson"):
-        write_annotation(tmp_path / "a.txt", Annotation(points))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_qupath_exports_is_read(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.annotation import Annotation, write_annotation
+from models.annotation import Annotation
 from models.card import InputSpec
+from tests.annotations import write_annotation
 from training import segmenter
 from training.segmenter_config import SegmenterConfig, make_segmenter_config
 

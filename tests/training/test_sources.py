@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.annotation import Annotation, read_annotation, write_annotation
+from models.annotation import Annotation, read_annotation
 from models.errors import Refusal
 from models.label_package import LabelPackage, Labels, write_label_package
+from tests.annotations import write_annotation
 from tests.training import segmenter_drawings as drawings
 from training import calibrate, classifier, evaluate, export, segmenter
 from training.config import read_json

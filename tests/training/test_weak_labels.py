@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.annotation import Annotation, Scribble, read_annotation, write_annotation
+from models.annotation import Annotation, Scribble, read_annotation
+from tests.annotations import write_annotation
 from tests.training.marked_nuclei import SIDE, at, nuclei, pixels, real, rectangle, stained
 from training.weak_labels import (
     IGNORE,

@@ -1,0 +1,16 @@
+"""Annotation files, as QuPath or a table would bring them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from models.annotation import Annotation, geojson_of
+
+
+def write_annotation(path: Path, annotation: Annotation) -> None:
+    """Write GeoJSON, or a CSV of the points, by the suffix."""
+    if path.suffix == ".csv":
+        path.write_text("\n".join(["x,y", *(f"{float(x)!r},{float(y)!r}" for x, y in annotation.points), ""]))
+    else:
+        path.write_text(json.dumps(geojson_of(annotation)))
