@@ -166,8 +166,8 @@ class Arrivals:
         self._change(number, attempts=pacs_instances.c.attempts + 1)
 
     def release(self, number: int) -> None:
-        """Take an attempt back that failed for a reason which is not the instance's."""
-        self._change(number, attempts=pacs_instances.c.attempts - 1)
+        """Take an attempt back that failed for a reason which is not the instance's; those not tried since go first."""
+        self._change(number, attempts=pacs_instances.c.attempts - 1, due_at=time.time())
 
     def postpone(self, number: int, code: str, seconds: float) -> None:
         """Try an instance again later."""

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import ssl
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
 from models.errors import Refusal
 from service.access import is_loopback
-from service.places import Header, Place, flat, path_of, place_of, references
+from service.places import Header, Place, answered, flat, path_of
 from service.related import RELATED, RelatedParts
 from service.settings import Settings
 from service.wall import media_type_of
@@ -27,11 +28,11 @@ from service.wall import media_type_of
 DICOM_JSON = "application/dicom+json"
 MAX_JSON_BYTES = 32 * 1024 * 1024
 PAGE = 200
-"""Changes or instances asked for at once."""
+"""Changes asked for at once."""
 AWAY = frozenset({401, 403, 408, 429, 502, 503, 504})
-"""Statuses that say something about the archive or our credentials, not about one object; so does each redirect."""
-DUPLICATE = 0x0111
-"""Failure Reason of an instance that the archive holds already (PS3.7, annex C): what we wanted."""
+"""Statuses that may say something about the archive or our credentials rather than about one object; so may each redirect."""
+_IDENTIFIER = re.compile("[!-~]{1,64}")
+"""Orthanc's have 44 characters; the database keeps 64 at most."""
 _KEEP_ALIVE_SECONDS = 0.5  # Orthanc closes after one; a request on a connection that closes meanwhile would fail
 
 
@@ -93,8 +94,8 @@ def check_url(url: str, hosts: Sequence[str], secret: bool) -> None:
 class Archive:
     """A DICOMweb archive; with ``settings.pacs_orthanc_url`` an Orthanc, whose log of changes is read. Thread-safe.
 
-    Every method raises :class:`Refusal`: ``archive_unavailable`` where all requests will fail for now, ``archive_refused`` where
-    this one did, ``not_found`` where the archive does not have (or no longer has) what was asked for.
+    Every method raises :class:`Refusal`: ``archive_unavailable`` where all requests may fail for now (:meth:`probe` tells),
+    ``archive_refused`` where this one did, ``not_found`` where the archive does not have (or no longer has) what was asked for.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -172,15 +173,38 @@ class Archive:
         """Return the last entry of Orthanc's log."""
         return _page(self._json(f"{self._orthanc}/changes?last"))
 
-    def search(self, since: str, offset: int, modality: str = "") -> list[Place]:
-        """Return instances of studies of a date (YYYYMMDD) or later, or of all, by QIDO-RS; a page, which is empty at the end."""
-        query = f"StudyDate={since}-&" if since else ""
-        query += f"limit={PAGE}&offset={offset}" + (f"&Modality={quote(modality)}" if modality else "")
-        found = self._json(f"{self._web}/instances?{query}")
+    def probe(self) -> None:
+        """Ask each address for something cheap: only where the archive as a whole is away does it raise ``archive_unavailable``.
+
+        Any answer to that will do but a redirect, a fault of the server's (5xx) or a refusal of our credentials.
+        """
+        urls = [f"{self._web}/studies?limit=1"]
+        if self._orthanc:
+            urls.append(f"{self._orthanc}/changes?last")
+        for url in urls:
+            try:
+                status, _, _ = self._send("GET", url, MAX_JSON_BYTES, headers={"accept": f"{DICOM_JSON}, application/json"})
+            except Refusal as refusal:
+                if refusal.code == "archive_unavailable":
+                    raise
+                continue  # more than was asked for is an answer
+            if status >= 500:
+                raise _unavailable(f"The archive answered {status}.")
+
+    def query(self, resource: str, parameters: Mapping[str, str]) -> list[Header]:
+        """Return one page of what a search by QIDO-RS finds; it is empty where there is no match.
+
+        Parameters
+        ----------
+        resource : str
+            Path of a search resource, such as ``/studies``.
+        parameters : mapping of str to str
+            Attributes to match, ``limit``, ``offset``.
+        """
+        found = self._json(f"{self._web}{resource}?{urlencode(parameters, quote_via=quote)}")
         if not isinstance(found, list):
-            raise _refused("The archive's list of instances is malformed.")
-        headers = [flat(item) for item in found]
-        return [place_of(header["SOPInstanceUID"], header) for header in headers if header.get("SOPInstanceUID")]
+            raise _refused("The archive's list is malformed.")
+        return [flat(item) for item in found]
 
     def header(self, place: Place) -> Header:
         """Return what the archive knows of an instance without its pixels."""
@@ -218,10 +242,13 @@ class Archive:
     def store(self, objects: Mapping[str, bytes]) -> None:
         """Store objects (SOP Instance UID -> file) by STOW-RS. What the archive holds already counts as stored.
 
+        200 may have failures inside, and its payload may be lost on the way: of an object that the answer does not name, the
+        archive is asked whether it has it.
+
         Raises
         ------
         Refusal
-            ``archive_refused`` unless the archive has said of each that it is stored: 200 may have failures inside.
+            ``archive_refused`` unless the archive has said of each object that it is stored.
         """
         boundary = uuid.uuid4().hex
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
@@ -230,16 +257,20 @@ class Archive:
         status, _, content = self._send("POST", f"{self._web}/studies", MAX_JSON_BYTES, body, headers)
         if status not in {200, 202, 409}:
             raise _refused(f"The archive answered {status} to a result.")
+        stored, reasons = answered(content)
+        if reasons:
+            raise _refused(f"The archive did not store a result (reason {', '.join(f'{each:04X}' for each in reasons)}).")
+        if not all(self._holds(uid) for uid in objects.keys() - stored):
+            raise _refused("The archive does not say that a result is stored, and does not find it.")
+
+    def _holds(self, uid: str) -> bool:
         try:
-            answer = json.loads(content) if content.strip() else {}
-            failed = {uid: reason for uid, reason in references(answer, "00081198") if reason != DUPLICATE}
-            stored = {uid for uid, _ in references(answer, "00081199")}
-            stored |= {uid for uid, reason in references(answer, "00081198") if reason == DUPLICATE}
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            raise _refused("The archive's answer to a result is malformed.") from None
-        if failed or (stored and not set(objects) <= stored) or (status != 200 and not stored):
-            reasons = ", ".join(sorted({f"{reason:04X}" for reason in failed.values()})) or "none given"
-            raise _refused(f"The archive did not store a result (reason {reasons}).")
+            found = self.query("/instances", {"SOPInstanceUID": uid, "limit": "1"})
+        except Refusal as refusal:
+            if refusal.code == "not_found":  # some archives say so of a search without a match
+                return False
+            raise
+        return uid in {header.get("SOPInstanceUID") for header in found}
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:
@@ -257,8 +288,11 @@ def _page(document: Any) -> Changes:
         entries = [(int(item["Seq"]), str(item["ID"]), item["ChangeType"]) for item in document["Changes"]]
         arrived = tuple((number, identifier) for number, identifier, kind in entries if kind == "NewInstance")
         last, done = int(document["Last"]), bool(document["Done"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _refused("The archive's log is malformed.") from None
+    numbers = [last, *(number for number, _, _ in entries)]
+    if not all(_IDENTIFIER.fullmatch(identifier) for _, identifier, _ in entries) or not all(0 <= n < 2**63 for n in numbers):
+        raise _refused("The archive's log is malformed.")
     if entries:
         return Changes(arrived, entries[-1][0], entries[-1][1], done)
     return Changes((), last, "", True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,9 @@ from pydicom.datadict import keyword_for_tag
 
 from models.errors import Refusal
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"[0-9][0-9.]{0,63}")
+DUPLICATE = 0x0111
+"""Failure Reason of an instance that the archive holds already (PS3.7, annex C): what we wanted."""
 
 Header = dict[str, str]
 """Keyword -> value as text, of the attributes with one value that is no sequence."""
@@ -38,9 +42,14 @@ def flat(item: Any) -> Header:
 
 
 def place_of(reference: str, header: Header) -> Place:
-    """Return the place of an instance with the UIDs that its header states."""
+    """Return the place of an instance with the UIDs that its header states; what is none counts as not stated."""
     names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-    return Place(reference, *(header.get(name, "") for name in names))
+    return Place(reference, *(uid if _UID.fullmatch(uid) else "" for uid in (header.get(name, "") for name in names)))
+
+
+def reference_of(uid: str) -> str:
+    """Return what an instance is known by in an archive without a log: its UID, or the digest of what is no UID."""
+    return uid if _UID.fullmatch(uid) else hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def path_of(place: Place) -> str:
@@ -57,7 +66,32 @@ def path_of(place: Place) -> str:
     return "/studies/{}/series/{}/instances/{}".format(*uids)
 
 
-def references(answer: Any, tag: str) -> list[tuple[str, int]]:
+def answered(content: bytes) -> tuple[set[str], list[int]]:
+    """Read an archive's answer to STOW-RS (PS3.18, annex I).
+
+    Parameters
+    ----------
+    content : bytes
+        The payload, which an archive or a proxy may leave out.
+
+    Returns
+    -------
+    stored : set of str
+        SOP Instance UIDs that are named as stored, or as held already; of what cannot be read, none.
+    reasons : list of int
+        Failure Reasons of the others that are named, each once.
+    """
+    try:
+        answer = json.loads(content)
+        failed = _references(answer, "00081198")
+        stored = {uid for uid, _ in _references(answer, "00081199")}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+        return set(), []
+    stored |= {uid for uid, reason in failed if reason == DUPLICATE}
+    return stored, sorted({reason for _, reason in failed} - {DUPLICATE})
+
+
+def _references(answer: Any, tag: str) -> list[tuple[str, int]]:
     """Return (SOP Instance UID, Failure Reason or 0) of each item."""
     items = answer.get(tag, {}).get("Value") or []
     return [(str(item["00081155"]["Value"][0]), int((item.get("00081197", {}).get("Value") or [0])[0])) for item in items]

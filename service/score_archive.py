@@ -6,7 +6,8 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from models.batch import MAX_FILE_BYTES, check_there, gone, is_image_name
 from models.errors import Refusal
 from models.imaging import refusing
+from service import qido
 from service.dicomweb import Archive
-from service.places import Place
+from service.places import Header, Place
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -159,6 +161,11 @@ class Web:
     def _archive(self) -> Archive:
         return Archive(self.settings)
 
+    @cached_property
+    def _given(self) -> deque[Place]:
+        """The instance that the archive gave last to this process."""
+        return deque(maxlen=1)
+
     def __getstate__(self) -> dict[str, Settings]:
         """Leave the connection here when it goes to another process."""
         return {"settings": self.settings}
@@ -167,19 +174,49 @@ class Web:
         """List the instances by QIDO-RS."""
         found: set[bytes] = set()
         for modality in self.settings.pacs_modalities or ("",):
-            offset = 0
-            while page := _patiently(partial(self._archive.search, "", offset, modality)):
+            for page in qido.everything(self._query, modality):
                 found.update(_name(place) for place in page)
-                offset += len(page)
         if not found:
             raise Refusal("data_invalid", "The archive holds no instance that the settings ask for.")
         return sorted(found)
 
+    def _query(self, resource: str, parameters: Mapping[str, str]) -> list[Header]:
+        return _patiently(partial(self._archive.query, resource, parameters))
+
     def read(self, name: bytes) -> Content:
         """Fetch an instance by WADO-RS."""
         _, study, _, series, _, instance = (unquote(part) for part in name.decode().split("/"))
-        data = _patiently(partial(self._archive.retrieve, Place(instance, study, series, instance)))
+        place = Place(instance, study, series, instance)
+        try:
+            data = self._archive.retrieve(place)
+        except Refusal as refusal:
+            if refusal.code != "archive_unavailable":
+                raise
+            data = self._again(place)
+        self._given.append(place)
         return Content(data, hashlib.sha256(data).hexdigest())
+
+    def _again(self, place: Place) -> bytes:
+        """Fetch what the archive did not give; one instance that it never gives is told from an archive that is away."""
+        _patiently(self._check)
+        time.sleep(PAUSES[0])
+        try:
+            return self._archive.retrieve(place)
+        except Refusal as refusal:
+            if refusal.code != "archive_unavailable":
+                raise
+            self._check()
+            raise Refusal("archive_refused", refusal.detail) from refusal
+
+    def _check(self) -> None:
+        """Raise ``archive_unavailable`` where the archive does not answer, or does not give what it gave before."""
+        self._archive.probe()
+        for place in self._given:
+            try:
+                self._archive.retrieve(place)
+            except Refusal as refusal:
+                if refusal.code == "archive_unavailable":
+                    raise
 
 
 def _name(place: Place) -> bytes:

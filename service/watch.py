@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import cast
 
@@ -27,17 +26,17 @@ from service.dicom_results import Written, dicom_bytes, is_ours, is_slide
 from service.dicomweb import Archive
 from service.outgoing import analyse
 from service.places import Header, Place, place_of
+from service.polling import LONGEST_BACKOFF_SECONDS, Polling, backoff
 from service.settings import Settings, drop_proxies, read_settings
 from service.single import only_one
 from service.store import Store
 from service.telemetry import log_fault, logger
 
 LONGEST_PAUSE_SECONDS = 60.0
-LONGEST_DELAY_SECONDS = 600.0
 LOOK_SECONDS = 15.0
 """How often it is noted that the archive answers."""
 AWAY = frozenset({"archive_unavailable", "storage_full", "storage_unavailable"})
-"""Codes that say nothing about an instance: everything pauses, and no attempt is counted."""
+"""Codes at which everything pauses, and no attempt is counted; the first only where the archive as a whole is away."""
 
 
 def asked_for(settings: Settings, header: Header) -> bool:
@@ -61,6 +60,7 @@ class Watch:
     def __init__(self, site: Site, archive: Archive) -> None:
         self._site, self._archive, self._settings = site, archive, site.settings
         self._arrivals = Arrivals(site.store)
+        self._polling = Polling(archive, self._arrivals, self._settings)
         self._pool = ThreadPoolExecutor(site.settings.threads, thread_name_prefix="overread-watch")
         self._checked = False
         self._noted = -LOOK_SECONDS
@@ -95,7 +95,7 @@ class Watch:
         Refusal
             Where the archive or the disk is away; what was being done is done again later.
         """
-        more = self._follow() if self._archive.has_log else self._poll()
+        more = self._follow() if self._archive.has_log else self._polling.step()
         if time.monotonic() - self._noted >= LOOK_SECONDS:
             self._arrivals.looked()
             self._noted = time.monotonic()
@@ -134,26 +134,6 @@ class Watch:
             return False  # it ends before; or the last study was deleted, and reading again only costs time
         return page.last != position.sequence or page.anchor == position.anchor
 
-    def _poll(self) -> bool:
-        """Ask an archive without a log for its instances of the last days, and of those since it was last asked."""
-        today = datetime.now(UTC).date()
-        before = self._arrivals.position()
-        start = min(today, datetime.strptime(str(before.sequence), "%Y%m%d").replace(tzinfo=UTC).date()) if before else today
-        since = f"{start - timedelta(days=self._settings.pacs_days):%Y%m%d}"
-        found: list[Place] = []
-        for modality in self._settings.pacs_modalities or ("",):
-            offset = 0
-            while page := self._archive.search(since, offset, modality):
-                found += page
-                offset += len(page)
-        new = self._arrivals.unknown(found)
-        position = Position(int(f"{today:%Y%m%d}"), "")
-        if new or before != position:
-            self._arrivals.note(new, position, again=False)
-        if new:
-            logger().info("archive_arrivals", extra={"fields": {"number": len(new)}})
-        return False
-
     def _attempt(self, arrival: Arrival) -> None:
         if arrival.attempts >= self._settings.pacs_attempts:  # it took the process with it each time
             self._give_up(arrival, "internal_error")
@@ -163,11 +143,11 @@ class Watch:
         try:
             self._analyse(arrival)
         except Refusal as refusal:
-            if refusal.code in AWAY:
+            if refusal.code in {"archive_unavailable", "archive_refused"}:
+                self._refused(arrival, refusal.code)
+            elif refusal.code in AWAY:
                 self._arrivals.release(arrival.id)
                 raise
-            if refusal.code == "archive_refused":
-                self._again(arrival, refusal.code)
             elif refusal.code in OUTSIDE:
                 self._arrivals.settle(arrival.id, SKIPPED, refusal.code)
                 _log(arrival, SKIPPED, refusal.code)
@@ -176,16 +156,27 @@ class Watch:
         # Whatever one image can cause must not end the watch: it becomes a row that names its instance
         except Exception as error:  # noqa: BLE001
             log_fault(error)
-            self._again(arrival, "internal_error")
+            self._again(arrival, "internal_error", 2.0**arrival.attempts)
         else:
             _log(arrival, DONE, "ok", ms=round(1000 * (time.monotonic() - started), 1))
 
-    def _again(self, arrival: Arrival, code: str) -> None:
-        """Wait before the next attempt, twice as long each time; after the last one it is a failure."""
+    def _refused(self, arrival: Arrival, code: str) -> None:
+        """Count an attempt that the archive failed, unless it is away as a whole: one bad instance must not stop the others."""
+        try:
+            self._archive.probe()
+        except Refusal:
+            self._arrivals.release(arrival.id)
+            raise
+        # "Not now" may be said of all that is stored or fetched while the archive still answers; it gets an hour for that
+        seconds = backoff(arrival.attempts) if code == "archive_unavailable" else 2.0**arrival.attempts
+        self._again(arrival, "archive_refused", seconds)
+
+    def _again(self, arrival: Arrival, code: str, seconds: float) -> None:
+        """Wait before the next attempt; after the last one it is a failure."""
         if arrival.attempts + 1 >= self._settings.pacs_attempts:
             self._give_up(arrival, code)
         else:
-            self._arrivals.postpone(arrival.id, code, min(LONGEST_DELAY_SECONDS, 2.0**arrival.attempts))
+            self._arrivals.postpone(arrival.id, code, min(LONGEST_BACKOFF_SECONDS, seconds))
 
     def _give_up(self, arrival: Arrival, code: str) -> None:
         self._arrivals.settle(arrival.id, FAILED, code)

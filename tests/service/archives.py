@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydicom
@@ -11,7 +11,7 @@ import pydicom
 from models.errors import Refusal
 from service.arrivals import Arrivals
 from service.dicomweb import Changes
-from service.places import Header, Place
+from service.places import Header, Place, path_of
 from service.watch import Watch
 from tests.models.dicom_files import dicom, ramp
 
@@ -35,6 +35,7 @@ class MemoryArchive:
         self.sent = 0  # each STOW of an object
         self.calls: list[str] = []
         self.faults: dict[str, list[Callable[[], None]]] = {}
+        self.away = 0  # so many calls more find it away, whatever they ask
 
     def arrive(self, data: bytes) -> str:
         """Take an instance as a scanner sends it; one that is there already leaves no trace, as Orthanc has it."""
@@ -58,6 +59,9 @@ class MemoryArchive:
 
     def _call(self, method: str) -> None:
         self.calls.append(method)
+        if self.away:
+            self.away -= 1
+            raise Refusal("archive_unavailable")
         if faults := self.faults.get(method):
             faults.pop(0)()
 
@@ -73,18 +77,33 @@ class MemoryArchive:
         self._call("last_change")
         return Changes((), *(self.log[-1] if self.log else (0, "")), True)
 
-    def search(self, since: str, offset: int, modality: str = "") -> list[Place]:
-        self._call("search")
-        places = []
-        for data in self.files.values():
-            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
-            if not modality or header.Modality == modality:
-                uids = (header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID)
-                places.append(Place(str(header.SOPInstanceUID), *map(str, uids)))
-        return places[offset : offset + 2]
+    def probe(self) -> None:
+        self._call("probe")
+
+    def query(self, resource: str, parameters: Mapping[str, str]) -> list[Header]:
+        """Search as QIDO-RS does, with two matches a page, whatever ``limit`` says."""
+        self._call("query")
+        headers = [pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True) for data in self.files.values()]
+        _, _, study, _, series, *_ = [*resource.split("/"), *[""] * 5]
+        found: dict[str, Header] = {}
+        for header in headers:
+            if study in {"", header.StudyInstanceUID} and series in {"", header.SeriesInstanceUID}:
+                level = {"studies": "Study", "series": "Series", "instances": "SOP"}[resource.split("/")[-1]]
+                entry = found.setdefault(str(header[f"{level}InstanceUID"].value), {})
+                number = str(1 + int(entry.get("NumberOfStudyRelatedInstances", 0)))
+                numbers = {"NumberOfStudyRelatedInstances": number, "NumberOfSeriesRelatedInstances": number}
+                entry |= {f"{level}InstanceUID": str(header[f"{level}InstanceUID"].value), **numbers}
+                entry["Modality"] = str(header.Modality)
+                entry["ModalitiesInStudy"] = entry.get("ModalitiesInStudy", "") + f" {header.Modality}"
+        wanted = parameters.get("ModalitiesInStudy", "")
+        matches = [entry for entry in found.values() if wanted in entry["ModalitiesInStudy"]]
+        offset = int(parameters["offset"])
+        return matches[offset : offset + 2]
 
     def header(self, place: Place) -> Header:
         self._call("header")
+        if not self.has_log:
+            path_of(place)
         data = self.files.get(place.reference) or self.files.get("id-" + place.reference)
         if data is None:
             raise Refusal("not_found")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,15 @@ def test_changes(peer: Peer, connect: Any) -> None:
     assert (archive.last_change().last, archive.last_change().anchor) == (7, "id7")
 
 
-@pytest.mark.parametrize("document", [[], {}, {"Changes": 5}, {"Changes": [{}], "Last": 1, "Done": True}, "x", None])
+@pytest.mark.parametrize(
+    "document",
+    [
+        *([], {}, {"Changes": 5}, {"Changes": [{}], "Last": 1, "Done": True}, "x", None),
+        *({"Changes": [change(1) | wrong], "Last": 1, "Done": True} for wrong in ({"ID": "x" * 65}, {"ID": "a\0"}, {"ID": ""})),
+        *({"Changes": [change(number)], "Last": 1, "Done": True} for number in (2**63, -1)),
+        *({"Changes": [], "Last": last, "Done": True} for last in (2**63, float("inf"))),
+    ],
+)
 def test_a_malformed_log(peer: Peer, connect: Any, document: Any) -> None:
     peer.json("/changes?since=0&limit=200", document)
     assert code(lambda: connect().changes(0)) == "archive_refused"
@@ -119,13 +128,40 @@ def test_no_url_is_logged(peer: Peer, connect: Any, caplog: pytest.LogCaptureFix
     assert "1.4" in caplog.text, "the control: the library would have logged it"
 
 
-def test_search(peer: Peer, connect: Any) -> None:
-    names = {"0020000D": "1.2", "0020000E": "1.3", "00080018": "1.4"}
-    item = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in names.items()}
-    peer.json("/dicom-web/instances?StudyDate=20260101-&limit=200&offset=0&Modality=DX%26x", [item, {}])
-    assert connect(orthanc=False).search("20260101", 0, "DX&x") == [Place("1.4", "1.2", "1.3", "1.4")]
-    peer.answers["/dicom-web/instances?StudyDate=20260101-&limit=200&offset=0"] = (204, "", b"")
-    assert connect(orthanc=False).search("20260101", 0) == []
+def test_query(peer: Peer, connect: Any) -> None:
+    peer.json("/dicom-web/instances?Modality=DX%26x&limit=200", [{"00080018": {"vr": "UI", "Value": ["1.4"]}}, {}, 5])
+    archive = connect(orthanc=False)
+    assert archive.query("/instances", {"Modality": "DX&x", "limit": "200"}) == [{"SOPInstanceUID": "1.4"}, {}, {}]
+    peer.answers["/dicom-web/studies?limit=1"] = (204, "", b"")
+    assert archive.query("/studies", {"limit": "1"}) == []
+    peer.json("/dicom-web/studies?limit=1", {})
+    assert code(lambda: archive.query("/studies", {"limit": "1"})) == "archive_refused"
+
+
+WEB, LOG = "/dicom-web/studies?limit=1", "/changes?last"
+
+
+@pytest.mark.parametrize("status", [200, 204, 400, 404])
+def test_an_archive_that_answers_anything_is_there(peer: Peer, connect: Any, status: int) -> None:
+    peer.answers = {WEB: (status, "text/plain", b"CANARY"), LOG: (status, "text/plain", b"")}
+    connect().probe()
+    assert [path for _, path, *_ in peer.asked] == [WEB, LOG]
+    peer.asked.clear()
+    connect(orthanc=False).probe()
+    assert [path for _, path, *_ in peer.asked] == [WEB]
+
+
+@pytest.mark.parametrize("status", [302, 401, 403, 429, 500, 503])
+@pytest.mark.parametrize("path", [WEB, LOG])
+def test_an_archive_that_lets_nobody_in_is_away(peer: Peer, connect: Any, status: int, path: str) -> None:
+    peer.answers = {WEB: (200, "text/plain", b""), LOG: (200, "text/plain", b"")} | {path: (status, "text/plain", b"CANARY")}
+    assert code(connect().probe) == "archive_unavailable"
+
+
+def test_an_archive_that_is_not_there_is_away(peer: Peer, connect: Any) -> None:
+    assert code(connect(pacs_url=f"http://127.0.0.1:{free_port()}").probe) == "archive_unavailable"
+    peer.delay = 3
+    assert code(connect(pacs_timeout_seconds=0.2).probe) == "archive_unavailable"
 
 
 def test_retrieve(peer: Peer, connect: Any) -> None:
@@ -182,7 +218,7 @@ def stored(*uids: str, failed: tuple[tuple[str, int], ...] = ()) -> dict[str, An
     ("status", "document", "fine"),
     [
         (200, stored("1.1", "1.2"), True),
-        (200, {}, True),
+        (200, {}, False),
         (202, stored("1.1", "1.2"), True),
         (200, stored("1.1", failed=(("1.2", 0xA700),)), False),
         (200, stored(failed=(("1.1", 0x0111), ("1.2", 0x0111))), True),
@@ -207,6 +243,44 @@ def test_store_believes_nothing_but_each_instance(peer: Peer, connect: Any, stat
     assert method == "POST"
     assert headers["content-type"].startswith('multipart/related; type="application/dicom"; boundary=')
     assert body.count(b"Content-Type: application/dicom\r\n\r\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "held", "fine"),
+    [
+        (200, b"", ["1.1", "1.2"], True),
+        (200, b"", ["1.1"], False),
+        (200, b"{}", [], False),
+        (200, b"{}", ["1.1", "1.2"], True),
+        (200, b"<html>stored</html>", ["1.1", "1.2"], True),
+        (200, json.dumps(stored("1.1")).encode(), ["1.2"], True),
+        (409, b"", ["1.1", "1.2"], True),
+        (200, json.dumps(stored("1.1", failed=(("1.2", 0xA700),))).encode(), ["1.1", "1.2"], False),
+        (500, b"", ["1.1", "1.2"], False),
+    ],
+)
+def test_what_no_answer_names_is_looked_up(
+    peer: Peer, connect: Any, status: int, content: bytes, held: list[str], fine: bool
+) -> None:
+    """A proxy may strip the answer's body; 200 alone says nothing about what the archive holds."""
+    peer.answers["/dicom-web/studies"] = (status, "text/plain", content)
+    for uid in ("1.1", "1.2"):  # an archive that does not heed the key gives another instance
+        found = uid if uid in held else "1.9"
+        peer.json(f"/dicom-web/instances?SOPInstanceUID={uid}&limit=1", [{"00080018": {"vr": "UI", "Value": [found]}}])
+    archive = connect()
+    if fine:
+        archive.store({"1.1": b"first", "1.2": b"second"})
+        named = {"1.1"} if b"1.1" in content else set()
+        asked = {path for _, path, *_ in peer.asked[1:]}
+        assert asked == {f"/dicom-web/instances?SOPInstanceUID={uid}&limit=1" for uid in {"1.1", "1.2"} - named}
+    else:
+        assert code(lambda: archive.store({"1.1": b"first", "1.2": b"second"})) == "archive_refused"
+
+
+def test_what_is_named_as_stored_is_not_looked_up(peer: Peer, connect: Any) -> None:
+    peer.json("/dicom-web/studies", stored("1.1"))
+    connect().store({"1.1": b"first"})
+    assert len(peer.asked) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -177,6 +177,81 @@ def test_an_address_that_is_away_is_asked_again_and_then_told(peer: Peer) -> Non
     assert len(peer.asked) == 3
 
 
+def held(peer: Peer, *numbers: int) -> Any:
+    """Return the source of an archive that has instances of these numbers, and their names."""
+    peer.json("/web/instances?limit=200&offset=0", [instance(number) for number in numbers])
+    peer.json(f"/web/instances?limit=200&offset={len(numbers)}", [])
+    peer.json(PROBE, [instance(numbers[0])])
+    source = open_source(f"{peer.url}/web", SETTINGS)
+    for name in source.names():
+        peer.answers[f"/web/{name.decode()}"] = (200, "application/dicom", name)
+    peer.asked.clear()
+    return source
+
+
+PROBE = "/web/studies?limit=1"
+
+
+@pytest.mark.parametrize("status", [403, 503, 302])
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_instance_that_is_never_given_is_told_from_an_archive_that_is_away(peer: Peer, status: int, first: int) -> None:
+    """A row that says so, and the run goes on; whether it is the first that the process asks for or a later one."""
+    source = held(peer, 1, 2, 3)
+    names = source.names()
+    bad = names.pop(first)
+    peer.answers[f"/web/{bad.decode()}"] = (status, "text/plain", b"")
+    for name in names[:first]:
+        assert source.read(name).data == name
+    assert code(lambda: source.read(bad)) == "archive_refused"
+    assert [source.read(name).data for name in names] == names
+    assert len([path for _, path, *_ in peer.asked if bad.decode() in path]) == 2, "tried twice, not without end"
+
+
+def test_an_archive_that_gives_nothing_any_more_is_away_though_it_answers(peer: Peer) -> None:
+    """Rows that say so of each instance would be there to stay."""
+    source = held(peer, 1, 2, 3)
+    names = source.names()
+    source.read(names[0])
+    for name in names:
+        peer.answers[f"/web/{name.decode()}"] = (503, "text/plain", b"")
+    assert code(lambda: source.read(names[1])) == "archive_unavailable"
+    peer.answers[f"/web/{names[1].decode()}"] = (200, "application/dicom", b"back")
+    assert source.read(names[1]).data == b"back"
+
+
+def test_an_archive_that_lets_nobody_in_is_away(peer: Peer) -> None:
+    source = held(peer, 1, 2)
+    for path in list(peer.answers):
+        peer.answers[path] = (401, "text/plain", b"")
+    assert code(lambda: source.read(b"studies/1.1.1/series/1.2.1/instances/1.3.1")) == "archive_unavailable"
+
+
+def test_an_archive_that_is_back_after_a_while_has_given_it(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = held(peer, 1, 2)
+    name = source.names()[0]
+    path = f"/web/{name.decode()}"
+    peer.asked.clear()
+    fine = dict(peer.answers)
+    peer.answers = {path: (503, "text/plain", b""), PROBE: (503, "text/plain", b"")}
+
+    def wait(_: float) -> None:  # the archive itself calls it before each answer
+        if len(peer.asked) == 3:
+            peer.answers = fine
+
+    monkeypatch.setattr(score_archive.time, "sleep", wait)
+    assert source.read(name).data == name
+    assert [asked == path for _, asked, *_ in peer.asked] == [True, False, False, True]
+
+
+def test_an_archive_that_ignores_offset_is_not_listed_for_ever(peer: Peer) -> None:
+    for offset in (0, 2, 4, 6):
+        peer.json(f"/web/instances?limit=200&offset={offset}", [instance(1), instance(2)])
+    with pytest.raises(Refusal, match="offset") as caught:
+        open_source(f"{peer.url}/web", SETTINGS).names()
+    assert caught.value.code == "archive_refused"
+    assert len(peer.asked) == 3
+
+
 def test_no_redirect_is_followed_and_no_other_host_is_asked(peer: Peer) -> None:
     peer.answers["/web/instances?limit=200&offset=0"] = (302, "text/plain", b"")
     peer.location = f"{peer.url}/elsewhere"
@@ -187,8 +262,8 @@ def test_no_redirect_is_followed_and_no_other_host_is_asked(peer: Peer) -> None:
 
 def test_modalities_of_the_settings_are_asked_for(peer: Peer) -> None:
     for modality, number in (("CR", 1), ("DX", 2)):
-        peer.json(f"/web/instances?limit=200&offset=0&Modality={modality}", [instance(number)])
-        peer.json(f"/web/instances?limit=200&offset=1&Modality={modality}", [])
+        peer.json(f"/web/instances?Modality={modality}&limit=200&offset=0", [instance(number)])
+        peer.json(f"/web/instances?Modality={modality}&limit=200&offset=1", [])
     source = open_source(f"{peer.url}/web", Settings(pacs_modalities=("CR", "DX")))
     assert isinstance(source, Web)
     assert len(source.names()) == 2
