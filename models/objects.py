@@ -60,7 +60,8 @@ class Segmentation:
     loss_score, domain_distance : float
         Means over the tiles of the graph's raw values; comparable within one model package only.
     loss_percentile, domain_percentile : float, percent
-        Rank of these means among the tiles of the calibration set.
+        Highest rank, among the tiles of the calibration set, that more than a third of the tiles reach:
+        :func:`models.uncertainty.image_percentile`.
     entropy : float, nats
         Mean over the pixels of that of the foreground probability.
     features : ndarray, float32, shape (D,)

@@ -66,6 +66,32 @@ def percentile(value: NDArray[np.floating], quantiles: tuple[float, ...]) -> Flo
     return np.where(value < table[0], 0.0, ranks)
 
 
+def image_percentile(ranks: Floats) -> float:
+    """Return the rank of an image among images, given those of its tiles among tiles.
+
+    It is the highest rank that more than a third of the tiles reach, two at least where there are two: percentile 95 says that
+    so many tiles are as doubtful as one in twenty of the calibration set. A mean would not do, be it of scores or of ranks: the
+    more tiles an image has, the nearer its mean lies to the middle of the ranks of *tiles*, and the seldomer it reaches the 95th.
+
+    The share of images beyond a limit shall be that of tiles, whatever their number. Tiles of one image are alike: where they
+    are quite alike, all of them are beyond a limit or none, and the share is right for any rule. Where they are not, it is a
+    matter of how many it takes. If normal scores share a part of their variance, be it none or all, at most 6.5 of 100 images
+    are beyond the 95th percentile for any number of tiles, and from three tiles on at least 3.5 where they share 0.7 of it or
+    more. If a single tile were enough, nearly every large image would be; if it took a half, hardly any whose tiles differ.
+
+    Parameters
+    ----------
+    ranks : ndarray, shape (T,), percent
+        Of :func:`percentile`, T >= 1.
+
+    Returns
+    -------
+    float, percent in [0, 100]
+    """
+    reached = max(len(ranks) // 3 + 1, min(2, len(ranks)))
+    return float(np.sort(ranks)[-reached])
+
+
 def softmax(logits: NDArray[np.floating], temperature: float) -> Floats:
     """Return class probabilities, shape (N, K), of logits (N, K) divided by ``temperature`` (> 0)."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature

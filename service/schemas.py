@@ -227,6 +227,8 @@ class SegmentationRecord(_Document):
 class SegmentationAnswer(_Document):
     """The objects of an image. ``predicted_loss`` is 1 - Dice, ``entropy`` in nats a pixel, percentiles in [0, 100].
 
+    A percentile of the image is the highest, among tiles of the calibration set, that more than a third of its tiles reach.
+
     Under the verdict ``refuse`` there are no objects, quantities, label image and overlay; the tiles are there.
     ``doubtful_regions`` are what an expert should annotate first, the most doubtful first.
     """

@@ -154,7 +154,8 @@ def calibrate(graph: bytes, images: Sequence[Tissue], config: SegmenterConfig) -
     method = (
         f"Fitted on {len(losses)} tiles of {len(images)} images held out of training, every training domain weighted equally: "
         f"expected loss by isotonic regression of 1 - Dice of a tile on the loss score, Dice by the full masks of {masks} images "
-        "and by points and the lines halfway between them for the others. Percentiles are among tiles. The temperature is 1: "
+        "and by points and the lines halfway between them for the others. Percentiles are among tiles; an image's is the highest "
+        "that more than a third of its tiles reach, two at least where there are two. The temperature is 1: "
         "probabilities are not calibrated. No unseen domain took part, so abroad predicted loss is an extrapolation. "
         f"Review from percentile {REVIEW_PERCENTILE:.0f}; refuse beyond the geometric mean of the 99% quantile of these tiles' "
         "domain distance and the median of the same tiles inverted, at least 1.1 times the former."

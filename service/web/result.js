@@ -67,14 +67,15 @@ function doubtBox(result, model) {
   return h("section", { class: "card" },
     h("h2", {}, "Expected error"),
     h("p", { class: "figure" }, h("strong", {}, say(result.predicted_loss)), " ", h("small", {}, what)),
-    h("p", {}, `Higher than on ${rank} of 100 ${segments ? "tiles" : "images"} the model was checked on.`),
+    h("p", {}, segments ? `In more than a third of it higher than on ${rank} of 100 tiles the model was checked on.`
+      : `Higher than on ${rank} of 100 images the model was checked on.`),
     chart,
     chart && h("p", { class: "legend" },
       h("small", {}, h("span", { class: "key here" }), "this image"),
       h("small", {}, h("span", { class: "key limit" }), `review from ${Math.round(model.limits.review_loss_percentile)} of 100 on`)),
     h("h3", {}, "Unlike the training images"),
     h("meter", { min: 0, max: 100, value: result.domain_percentile, "aria-label": "Distance from the training images, rank of 100" }),
-    h("p", {}, h("small", {}, `Further away than ${far} of 100.`)));
+    h("p", {}, h("small", {}, `${segments ? "More than a third of it further" : "Further"} away than ${far} of 100.`)));
 }
 
 /** All that a model says of an image, and what lies over it. `between` goes before for whom the model is made. */

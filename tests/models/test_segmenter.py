@@ -20,6 +20,7 @@ from models.imaging import read_image
 from models.objects import Segmentation, TileDoubt
 from models.predictor import Predictor
 from models.segmenter import Box, SegmenterPredictor, doubtful_regions
+from models.triage import judge
 
 Make = Callable[..., Path]
 
@@ -107,11 +108,26 @@ def test_doubts_are_those_of_the_tiles(predictor: SegmenterPredictor) -> None:
     assert segmentation.loss_score == pytest.approx(np.mean(scores), abs=1e-5)
     assert segmentation.domain_distance == pytest.approx(np.mean(distances), abs=1e-5)
     assert segmentation.predicted_loss == pytest.approx(np.mean([tile.predicted_loss for tile in segmentation.tiles]))
-    assert segmentation.loss_percentile == pytest.approx(100 * np.mean(scores) / 4, abs=1e-3)
-    assert segmentation.domain_percentile == pytest.approx(100 * np.mean(distances), abs=1e-2)
+    # Six tiles: three of them are more than a third
+    assert segmentation.loss_percentile == pytest.approx(100 * sorted(scores)[-3] / 4, abs=1e-3)
+    assert segmentation.domain_percentile == pytest.approx(100 * sorted(distances)[-3], abs=1e-2)
     assert segmentation.features.shape == (2,)
     assert segmentation.features.dtype == np.float32
     assert segmentation.features[1] == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+def test_a_picture_of_which_a_half_is_in_doubt_is_for_review(predictor: SegmenterPredictor) -> None:
+    """The graph's score is a tile's variance, and the mean over the tiles lies in the middle of the card's quantiles."""
+    plain, doubtful = np.full((64, 300, 3), 128, np.uint8), np.zeros((64, 300, 3), np.uint8)
+    doubtful[:, ::2] = 255  # variance 4, the largest of the card's quantiles
+    picture = np.concatenate([plain, doubtful], axis=1)
+    segmentation, _ = predictor.predict(image(picture))
+    assert 1.5 < segmentation.loss_score < 2.5
+    assert segmentation.loss_percentile >= 95
+    assert "predicted_loss_high" in judge(segmentation, predictor.card.triage).reasons
+    calm, _ = predictor.predict(image(np.concatenate([plain, plain, plain, doubtful[:, :100]], axis=1)))
+    assert calm.loss_percentile < 95  # a tenth of it is not enough
+    assert "predicted_loss_high" not in judge(calm, predictor.card.triage).reasons
 
 
 def test_entropy_is_that_of_the_pixels(predictor: SegmenterPredictor) -> None:

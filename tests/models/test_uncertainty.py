@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from models.card import Calibration
-from models.uncertainty import entropy, percentile, predicted_loss, softmax
+from models.uncertainty import entropy, image_percentile, percentile, predicted_loss, softmax
 
 RAMP = tuple(float(value) for value in range(101))
 
@@ -30,6 +31,46 @@ def test_percentile_is_the_rank_in_the_calibration_set() -> None:
 def test_equal_quantiles_give_the_highest_rank() -> None:
     table = (0.0,) * 51 + tuple(float(value) for value in range(1, 51))
     np.testing.assert_allclose(percentile(np.array([0.0, 0.5, -0.1]), table), [50, 50.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rank"),
+    [
+        ([40.0], 40.0),
+        ([99.0, 10.0], 10.0),  # both of two
+        ([99.0, 98.0, 10.0], 98.0),  # one is a third, and not more
+        ([10.0, 99.0, 98.0, 20.0], 98.0),
+        ([99.0, 97.0, 96.0, 1.0, 2.0, 3.0], 96.0),
+        ([100.0] * 8 + [0.0] * 17, 0.0),
+        ([100.0] * 9 + [0.0] * 16, 100.0),
+    ],
+)
+def test_an_image_ranks_as_more_than_a_third_of_its_tiles_do(ranks: list[float], rank: float) -> None:
+    assert image_percentile(np.array(ranks)) == rank
+    assert image_percentile(np.array(ranks[::-1])) == rank
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 9, 25, 100])
+@pytest.mark.parametrize("alike", [0.0, 0.7, 0.9, 1.0])
+def test_as_many_images_as_tiles_are_beyond_a_limit_whatever_their_number(tiles: int, alike: float) -> None:
+    random = np.random.default_rng(tiles)
+    shared, own = random.normal(size=(6000, 1)), random.normal(size=(6000, tiles))
+    scores = np.sqrt(alike) * shared + np.sqrt(1 - alike) * own  # what a tile of the calibration set has is standard normal
+    beyond = np.mean([image_percentile(each) >= 95 for each in 100 * norm.cdf(scores)])
+    assert beyond <= 0.075
+    if alike >= 0.7 and tiles >= 3:
+        assert beyond >= 0.03
+    if alike == 0.7 and tiles >= 25:  # the control: means of scores
+        assert np.mean(100 * norm.cdf(scores.mean(axis=1)) >= 95) < 0.03
+        assert np.mean((scores >= norm.ppf(0.95)).any(axis=1)) > 0.15  # and a single tile
+
+
+@pytest.mark.parametrize("tiles", [4, 25])
+def test_an_image_with_half_its_tiles_among_the_worst_is_beyond_the_limit(tiles: int) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        worst = np.arange(tiles) < tiles / 2
+        assert image_percentile(np.where(worst, random.uniform(95, 100, tiles), random.uniform(0, 100, tiles))) >= 95
 
 
 def test_quantiles_that_are_as_good_as_equal_give_finite_ranks() -> None:
