@@ -21,6 +21,7 @@ from benchmarks.active_training import Indices, Model, Pool, Protocol, Seen, bui
 from benchmarks.generalization import PAGE, SEEDS, interval
 from models.selection import at_random, badge, core_set, margin, most_doubtful, select, typical
 from models.uncertainty import entropy
+from training.simulation import needed
 
 SMALL, RESNET18 = (16, 32, 64, 128), (64, 128, 256, 512)
 PROTOCOLS = {
@@ -165,18 +166,6 @@ def run_cell(cell: Cell, pool: Pool, protocol: Protocol, folder: Path) -> dict[s
         "scores": scores, "rounds": rounds, "test": len(pool.test), "pool": len(pool.pool),
         "cpu_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
-
-
-def needed(labels: NDArray[Any], scores: NDArray[Any], wanted: float) -> float | None:
-    """Return at how many labels a curve first reaches ``wanted``, linear between rounds; None if it never does."""
-    above = np.flatnonzero(scores >= wanted)
-    if not len(above):
-        return None
-    last = int(above[0])
-    if last == 0:
-        return float(labels[0])
-    share = (wanted - scores[last - 1]) / (scores[last] - scores[last - 1])
-    return float(labels[last - 1] + share * (labels[last] - labels[last - 1]))
 
 
 def summarise(done: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -25,7 +25,6 @@ from benchmarks.active_learning import (
     Selection,
     begin,
     cells,
-    needed,
     run_cell,
     steps_of,
     summarise,
@@ -170,14 +169,6 @@ def test_hospitals_and_patients_are_kept_apart(data_root: Path, tmp_path: Path) 
     assert set(pool.strata[np.append(pool.pool, pool.test)].tolist()) == {2, 3}
     assert not set(pool.known) & (set(pool.pool) | set(pool.test))
     assert cxr(data_root, tmp_path, 16, 20, 1).test.tolist() != pool.test.tolist()
-
-
-def test_labels_needed_are_read_off_between_rounds() -> None:
-    labels, scores = np.array([100, 200, 300]), np.array([0.5, 0.6, 0.8])
-    assert needed(labels, scores, 0.7) == pytest.approx(250)
-    assert needed(labels, scores, 0.4) == 100
-    assert needed(labels, scores, 0.8) == pytest.approx(300)
-    assert needed(labels, scores, 0.81) is None
 
 
 def line(method: str, seed: int, scores: list[float]) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def test_labels_needed_lie_between_rounds() -> None:
     labels, scores = np.array([10, 20, 40]), np.array([0.5, 0.6, 0.8])
     assert needed(labels, scores, 0.7) == pytest.approx(30)
     assert needed(labels, scores, 0.4) == 10
+    assert needed(labels, scores, 0.8) == pytest.approx(40)
     assert needed(labels, scores, 0.9) is None
 
 
