@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, InputSpec, ModelCard, SegmenterCard, read_package
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 from models.image import Box, Image, read_box
 from models.imaging import read_image
@@ -42,7 +43,7 @@ DOUBTS = ("predicted_loss", "loss_percentile", "domain_distance", "domain_percen
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are refused unread: no single image that is taken needs as much."""
 
-NAME_BYTES = 200
+NAME_BYTES = 190
 """Of a file's name that the name of its objects begins with: the whole may have 255."""
 
 
@@ -93,14 +94,15 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     Refusal
         ``data_invalid`` if a path does not exist, ``folder_unavailable`` if it cannot be listed.
     """
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
         try:
             folder, there = path.is_dir(), path.exists()
             inside = sorted(item for item in path.rglob("*") if is_image_name(item.name) and item.is_file()) if folder else []
         except OSError as error:  # of a dead mount, which is there and cannot be listed
             raise gone("Nothing was read of it yet.") from error
         if not there:
-            raise Refusal("data_invalid", f"There is no file or folder {path}.")
+            # Not by its name, which may be a patient's, and standard error is often a log
+            raise Refusal("data_invalid", f"There is no such file or folder: the path given as number {number}.")
         yield from inside if folder else [path]
 
 
@@ -193,7 +195,7 @@ def predict_file(path: Path, predictor: AnyPredictor, objects: Path | None = Non
     if objects is not None:
         name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
         part = "-" + "-".join(map(str, region)) if region else ""
-        (objects / f"{name}-{image.sha256[:12]}{part}.geojson").write_text(json.dumps(collection, allow_nan=False))
+        write_whole(objects / f"{name}-{image.sha256[:12]}{part}.geojson", json.dumps(collection, allow_nan=False).encode())
     return row | found
 
 

@@ -90,6 +90,14 @@ def test_misuse_is_refused(
     assert refusal.value.code == code
 
 
+def test_a_path_that_is_not_there_is_told_by_its_number_and_not_by_its_name(folder: Path, package: Path, tmp_path: Path) -> None:
+    named = [str(folder), str(tmp_path / "Erika-Mustermann.png")]
+    with pytest.raises(Refusal, match="number 2") as refusal:
+        main([*named, "--out", str(tmp_path / "r.csv"), "--model", str(package)])
+    assert "Mustermann" not in str(refusal.value)
+    assert str(tmp_path) not in str(refusal.value)
+
+
 @pytest.fixture
 def tissue(tmp_path: Path) -> Path:
     slides = tmp_path / "slides"
