@@ -244,8 +244,8 @@ def main(argv: list[str]) -> int:
     parser = command_parser(
         "release",
         "Write the model package, model.onnx and card.json, from the reports of a run. Any gap is refused.",
-        "overread release runs/cxr --name cxr-pneumonia --version 1.0.0 \\\n"
-        "    --about training/specs/cxr-pneumonia.json --out models/zoo",
+        "overread release runs/cxr --name cxr-pneumonia --version 1.2.0 \\\n"
+        "    --about training/specs/cxr-pneumonia.json --out my-models",
     )
     parser.add_argument("run", type=Path, help="folder of the run, evaluated")
     parser.add_argument("--name", required=True)
