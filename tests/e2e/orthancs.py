@@ -97,6 +97,7 @@ class Door:
         self.before: Callable[[str, str], None] = lambda method, path: None
         self.after: Callable[[str, str], None] = lambda method, path: None
         self.redirect = ""
+        self.strip = False  # whether answers to what is posted lose their bodies, as behind some proxies
         self.passed: list[tuple[str, str]] = []
         door = self
 
@@ -121,6 +122,8 @@ class Door:
                 response = connection.getresponse()
                 content = response.read()
                 connection.close()
+                if door.strip and self.command == "POST":
+                    content = b""
                 door.after(self.command, self.path)
                 self.send_response(response.status)
                 self.send_header("content-type", response.headers.get("content-type", ""))
