@@ -10,11 +10,13 @@ from pydicom.uid import ComprehensiveSRStorage, EncapsulatedPDFStorage
 
 from models.errors import CODES, Refusal
 from service.arrivals import OUTSIDE, Position
+from service.places import place_of, reference_of
 from service.settings import Settings
 from service.watch import AWAY, asked_for, main
 from tests.service.archives import Killed, MemoryArchive, chest, dues, rows, settle
 
 
+@pytest.mark.dialects
 def test_an_instance_that_the_archive_refuses_becomes_a_row_that_can_be_replayed(start: Any, archive: MemoryArchive) -> None:
     watch = start(pacs_attempts=3)
     archive.arrive(chest(1))
@@ -32,6 +34,7 @@ def test_an_instance_that_the_archive_refuses_becomes_a_row_that_can_be_replayed
     assert len(archive.results_for(1)) == 1
 
 
+@pytest.mark.dialects
 def test_an_image_that_kills_the_process_does_so_a_few_times_only(start: Any, archive: MemoryArchive) -> None:
     def kill() -> None:
         raise Killed
@@ -87,6 +90,19 @@ def test_an_instance_that_was_deleted_meanwhile(start: Any, archive: MemoryArchi
     identifier = archive.arrive(chest(1))
     del archive.files[identifier]
     assert settle(start())["skipped"] == 1
+
+
+@pytest.mark.dialects
+@pytest.mark.dialects
+def test_what_is_no_uid_is_a_failure_and_the_rest_goes_on(start: Any, archive: MemoryArchive) -> None:
+    """PostgreSQL keeps 64 characters and no NUL: what it does not take must not be met again and again."""
+    archive.has_log = False
+    watch, odd = start(), ("1." * 33 + "1", "1.2\0.3", "1.2.é")
+    named = [place_of(reference_of(uid), {"StudyInstanceUID": uid, "SOPInstanceUID": uid}) for uid in odd]
+    assert rows(watch).note(named, Position(20260101, ""), again=False) == 3
+    archive.arrive(chest(1))
+    assert settle(watch) == {"waiting": 0, "done": 1, "skipped": 1, "failed": 3}
+    assert len(archive.results_for(1)) == 1
 
 
 def test_polling_sees_each_instance_once(start: Any, archive: MemoryArchive) -> None:
@@ -158,13 +174,13 @@ def test_codes_are_known() -> None:
     assert not OUTSIDE & AWAY
 
 
+@pytest.mark.dialects
 def test_failures_are_listed_without_identity(
-    start: Any, archive: MemoryArchive, monkeypatch: pytest.MonkeyPatch, capsys: Any, package: Any
+    start: Any, archive: MemoryArchive, environment: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     watch = start()
     archive.arrive(chest(1, PixelData=b"12"))
     settle(watch)
-    monkeypatch.setenv("OVERREAD_STATE", str(watch._settings.state))
     assert main(["--failures"]) == 1
     shown = capsys.readouterr()
     assert "inconsistent_image" in shown.out
@@ -175,6 +191,7 @@ def test_failures_are_listed_without_identity(
     assert rows(watch).position() == Position(1, "id-2.25.1")
 
 
+@pytest.mark.dialects
 def test_the_metrics_say_what_became_of_instances(start: Any, archive: MemoryArchive, connect: Any) -> None:
     watch = start()
     archive.arrive(chest(1))
