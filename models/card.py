@@ -197,6 +197,9 @@ class Figure(_Strict):
 
     ``held_out``: "patients" (domain seen in training, patients not) or "domain" (the whole domain unseen). ``low`` and
     ``high`` bound the 95% interval (bootstrap over patients). ``value`` is None where it is not defined; ``note`` says why.
+
+    It is of all ``n`` images, whatever the verdict: what counts as called is what reaches the operating point, in images with the
+    verdict ``refuse`` too, in which the service calls nothing. ``share_refuse`` is their share; newer cards note their number.
     """
 
     domain: str

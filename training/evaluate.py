@@ -20,7 +20,7 @@ from training.classifier import sibling
 from training.config import SEGMENTER, RunConfig, read_json, read_run, sha256, verb_of, write_json
 from training.data import ImageSet, Row, load_images, read_manifest, split_of
 from training.export import read_graph
-from training.metrics import METRICS, Columns, bootstrap
+from training.metrics import CALLS, METRICS, Columns, bootstrap, tell_refused
 from training.seen import seen_document
 from training.sources import Sources, add_sources, read_sources
 
@@ -37,9 +37,9 @@ def columns(predictor: Predictor, images: ImageSet, size: int = 32) -> dict[str,
     Returns
     -------
     dict of str to ndarray, each of shape (N,)
-        positive (the label is the finding), probability (of the finding), called (at or above the operating point), wrong
-        (called is not positive), confidence and correct (of the most probable class), true_loss (cross-entropy, nats),
-        predicted_loss, loss_score, entropy, domain_distance, review, refuse (the verdict of the card's defaults).
+        positive (the label is the finding), probability (of the finding), called (at or above the operating point, whatever the
+        verdict), wrong (called is not positive), confidence and correct (of the most probable class), true_loss (cross-entropy,
+        nats), predicted_loss, loss_score, entropy, domain_distance, review, refuse (the verdict of the card's defaults).
     """
     card = predictor.card
     finding = card.output.findings[0]
@@ -132,7 +132,8 @@ def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: Li
             part = {name: column[members] for name, column in table.items()}
             patients = [rows[index].patient for index in members]
             where = {"domain": domain, "held_out": held_out, "subgroup": subgroup}
-            figures += figures_of(where, tuple(METRICS) if subgroup == "all" else SUBGROUP_METRICS, part, patients)
+            found = figures_of(where, tuple(METRICS) if subgroup == "all" else SUBGROUP_METRICS, part, patients)
+            figures += tell_refused(found, CALLS, part["refuse"])
         for name in UNKNOWN_SUBGROUPS:
             note = f"The {name} of these patients is not known to us."
             figures.append(

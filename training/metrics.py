@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from models.card import Figure
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 NOT_DEFINED = float("nan")
@@ -85,6 +87,10 @@ METRICS: dict[str, Callable[[Columns], float]] = {
 """Name of a figure -> its value from the columns of :func:`training.evaluate.columns`."""
 
 
+CALLS = ("sensitivity", "specificity", "accuracy")
+"""Figures of calls: under the verdict refuse the service makes none."""
+
+
 def bootstrap(
     metrics: Sequence[str],
     columns: Columns,
@@ -132,3 +138,24 @@ def _interval(values: Floats) -> tuple[float, float] | None:
         return None
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
+
+
+def tell_refused(figures: Sequence[Figure], calls: Sequence[str], refused: NDArray[Any]) -> list[Figure]:
+    """Return the figures, and with each of ``calls`` how many of its images are refused, where there are any.
+
+    Parameters
+    ----------
+    figures : sequence of Figure
+    calls : sequence of str
+        Metrics of what is called.
+    refused : ndarray, shape (N,)
+        Whether an image has the verdict ``refuse``, of the images that the figures are of.
+    """
+    count = int(np.count_nonzero(refused))
+    note = (
+        f"{count} of these {len(refused)} images are refused; they count as if they were not. The service calls nothing in them."
+    )
+    return [
+        figure.model_copy(update={"note": f"{figure.note} {note}".lstrip()}) if count and figure.metric in calls else figure
+        for figure in figures
+    ]

@@ -19,7 +19,7 @@ from training.calibrate import REPORT as CALIBRATION
 from training.config import sha256, write_json
 from training.evaluate import REPORT, compare, draft_parts, figures_of, show
 from training.instance_metrics import aji, dice, foreground_iou, object_f1, panoptic_quality
-from training.metrics import NOT_DEFINED, Columns
+from training.metrics import NOT_DEFINED, Columns, tell_refused
 from training.seen import seen_document
 from training.segmenter_calibrate import point_f1, tile_losses
 from training.segmenter_config import SegmenterConfig, read_segmenter_run
@@ -57,6 +57,8 @@ METRICS: dict[str, Callable[[Columns], float]] = {
 NO_MASKS = "Not defined: no full masks among these images."
 NO_RANKS = "Not defined: fewer than three images, or nothing varies among them."
 NEED_MASKS = ("foreground_iou", "dice", "aji", "panoptic_quality", "object_f1")
+CALLS = (*NEED_MASKS, "point_f1")
+"""Figures of objects: under the verdict refuse the service calls none."""
 
 
 def columns(predictor: SegmenterPredictor, images: Sequence[Tissue]) -> dict[str, NDArray[Any]]:
@@ -65,8 +67,8 @@ def columns(predictor: SegmenterPredictor, images: Sequence[Tissue]) -> dict[str
     Returns
     -------
     dict of str to ndarray, each of shape (N,)
-        Quality of the objects that are answered (NaN without masks); true_loss and predicted_loss (1 - Dice, mean over an image's
-        tiles), entropy, domain_distance; share_review, share_refuse (the verdict of the card's defaults).
+        Quality of the objects that are found, whatever the verdict (NaN without masks); true_loss and predicted_loss (1 - Dice,
+        mean over an image's tiles), entropy, domain_distance; share_review, share_refuse (the verdict of the card's defaults).
     """
     lines: list[dict[str, float]] = []
     for tissue in images:
@@ -101,7 +103,8 @@ def measure(predictor: SegmenterPredictor, images: Sequence[Tissue]) -> list[Fig
             part = {name: column[chosen] for name, column in table.items()}
             groups = [each.group for each, taken in zip(members, chosen, strict=True) if taken]
             if groups:
-                figures += figures_of(where, sorted(names), part, groups, METRICS, NO_RANKS)
+                found = figures_of(where, sorted(names), part, groups, METRICS, NO_RANKS)
+                figures += tell_refused(found, CALLS, part["share_refuse"])
             else:
                 nothing = {"value": None, "low": None, "high": None, "n": 0, "note": NO_MASKS}
                 figures += [Figure.model_validate(where | nothing | {"metric": name}) for name in names]

@@ -34,7 +34,7 @@ const range = (figure) => (figure.low === null ? "–" : `${say(figure.low)} to 
 const value = (figure) => (figure.value === null ? "–" : say(figure.value));
 const held = (figure) => (figure.held_out === "domain" ? "the whole place" : "patients");
 const spaced = (metric) => (metric === "auroc" || metric === "aji" ? metric.toUpperCase() : metric.replaceAll("_", " "));
-const HEADLINES = ["auroc", "sensitivity", "specificity", "aji", "dice", "panoptic_quality", "true_loss", "predicted_loss"];
+const HEADLINES = ["auroc", "sensitivity", "specificity", "aji", "dice", "panoptic_quality", "true_loss", "predicted_loss", "share_refuse"];
 
 /** The figures that are asked for first, of all patients of a place: a row a place, with intervals. */
 function headline({ name, evaluation }) {
@@ -54,7 +54,8 @@ function card({ card: it, limits, provider, sha256 }) {
   const part = (title, open, ...children) => h("details", { open }, h("summary", {}, title), children);
   return [
     part("For whom", true, facts([["Made with", use.population], ["Never seen", use.not_seen], ["Not for", use.not_for]])),
-    part("How good it is", true, headline(it)),
+    part("How good it is", true, headline(it),
+      h("p", {}, h("small", {}, "Of all images, also those that it refuses: in the answer to one of these, nothing is called."))),
     part(`All ${it.evaluation.length} measured figures`, false, table(`Measured figures of ${it.name}`,
       [["Where"], ["Held out"], ["Of whom"], ["Figure"], ["Value", "number"], ["95% interval", "number"], ["n", "number"]],
       it.evaluation.map((figure) => [

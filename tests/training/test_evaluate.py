@@ -10,6 +10,7 @@ from models.card import Figure
 from models.errors import Refusal
 from training import evaluate, release
 from training.config import read_run
+from training.data import Row
 from training.evaluate import draft, largest_gap
 from training.export import load_run_images
 from training.metrics import METRICS
@@ -115,6 +116,26 @@ def test_gap_sees_values_intervals_counts_and_what_is_missing() -> None:
     assert largest_gap([], [figure()])[0] == float("inf")
     nothing = figure(value=None, low=None, high=None)
     assert largest_gap([nothing], [nothing])[0] == 0
+
+
+def test_figures_of_calls_count_refused_images_and_say_so() -> None:
+    called = np.array([True, True, False, False] * 5)
+    refuse = np.arange(20) < 3
+    columns = {name: np.linspace(0, 1, 20) for name in ("probability", "true_loss", "predicted_loss", "confidence", "entropy")}
+    columns |= {name: np.linspace(0, 1, 20) for name in ("loss_score", "domain_distance")}
+    table = columns | {
+        "positive": called, "called": called, "wrong": called != called, "correct": called == called,
+        "review": np.zeros(20, bool), "refuse": refuse,
+    }  # fmt: skip
+    rows = [Row(index, Path("x"), 0, "a", str(index), "") for index in range(20)]
+    found = {figure.metric: figure for figure in evaluate.measure(table, rows, "patients") if figure.subgroup == "all"}
+    assert found["sensitivity"].value == 1.0  # as served, 8 of 10: two of the three that are refused are called
+    for metric in ("sensitivity", "specificity", "accuracy"):
+        assert found[metric].note.startswith("3 of these 20 images are refused")
+    assert found["share_refuse"].value == pytest.approx(0.15)
+    assert found["auroc"].note == ""
+    none = evaluate.measure(table | {"refuse": np.zeros(20, bool)}, rows, "patients")
+    assert not any("refused" in figure.note for figure in none)
 
 
 def test_other_data_are_refused(finished: tuple[Path, Path], package: Path, drawn: tuple[Path, list[dict[str, str]]]) -> None:
