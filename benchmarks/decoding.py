@@ -158,7 +158,7 @@ def measure(name: str, data: bytes, infer: Callable[[NDArray[np.float32]], objec
         return read_image(data, target=(SIDE, SIDE))
 
     def prepare() -> Any:
-        return preprocess(decode(), SPEC)[0]
+        return preprocess(decode(), SPEC)
 
     image, tensor = decode(), prepare()
     infer(tensor)

@@ -95,7 +95,7 @@ def load(name: str, data: Path, cache: Path, side: int, most: int) -> Domains:
         images = np.empty((len(rows), source.channels, side, side), dtype=np.uint8)
         for index, row in enumerate(rows):
             image = read_image((data / name / row["image"]).read_bytes(), target=(side, side))
-            tensor = preprocess(image, spec(name, side))[0][0]
+            tensor = preprocess(image, spec(name, side))[0]
             images[index] = np.rint((tensor * 0.25 + 0.5).clip(0, 1) * 255).astype(np.uint8)
         kept.mkdir(parents=True, exist_ok=True)
         np.save(kept / "images.npy", images)

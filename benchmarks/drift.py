@@ -45,7 +45,7 @@ def scores(root: Path, domain: str, most: int | None) -> NDArray[np.float64]:
                 files.setdefault(row["patient"], root / "cxr" / row["image"])
     found = []
     for file in list(files.values())[:most]:
-        tensor, _ = preprocess(read_image(file.read_bytes()), predictor.card.input)
+        tensor = preprocess(read_image(file.read_bytes()), predictor.card.input)
         (prediction,) = predictor.predict_tensor(tensor, heatmap=False)
         found.append((prediction.loss_score, prediction.domain_distance))
     return np.array(found)

@@ -25,7 +25,7 @@ def work(folder: Path) -> Callable[[bytes], dict[str, Any]]:
     spec = predictor.card.input
 
     def analyse(body: bytes) -> dict[str, Any]:
-        tensor, _ = preprocess(read_image(body, target=(spec.height, spec.width)), spec)
+        tensor = preprocess(read_image(body, target=(spec.height, spec.width)), spec)
         raw = predictor.graph.run(tensor)
         return {"logits": raw.logits[0].tolist(), "loss_score": float(raw.loss_score[0])}
 

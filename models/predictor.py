@@ -152,7 +152,7 @@ class Predictor:
         Refusal
             ``model_output_invalid`` if any value is not finite.
         """
-        tensor = np.concatenate([preprocess(image, self.card.input)[0] for image in images])
+        tensor = np.concatenate([preprocess(image, self.card.input) for image in images])
         return self.predict_tensor(tensor, heatmap=heatmap)
 
     def predict_tensor(self, tensor: NDArray[np.float32], *, heatmap: bool = False) -> list[Prediction]:

@@ -1,8 +1,7 @@
-"""Image + InputSpec -> the model's tensor, and the way back to original pixels. Training and serving both use it."""
+"""Image + InputSpec -> the model's tensor. Training and serving both use it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,39 +16,6 @@ from models.quiet import silence_readers
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of R, G and B where colour becomes grey (ITU-R BT.601, as JPEG uses)."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the tensor's pixels lie in the source.
-
-    Attributes
-    ----------
-    rows, columns : int, pixels
-        Size of the source.
-    height, width : int, pixels
-        Size of the tensor.
-    """
-
-    rows: int
-    columns: int
-    height: int
-    width: int
-
-    def to_source(self, points: NDArray[Any]) -> NDArray[np.float64]:
-        """Map positions in the tensor to positions in the source.
-
-        Parameters
-        ----------
-        points : (..., 2) array
-            (x, y) in tensor pixels, corner origin: the first pixel's centre is (0.5, 0.5).
-
-        Returns
-        -------
-        (..., 2) float64
-            (x, y) in original pixels, corner origin.
-        """
-        return np.asarray(points, np.float64) * (self.columns / self.width, self.rows / self.height)
 
 
 def check_accepted(image: Image, spec: InputSpec) -> list[tuple[str, str]]:
@@ -97,7 +63,7 @@ def check_accepted(image: Image, spec: InputSpec) -> list[tuple[str, str]]:
     return reasons
 
 
-def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geometry]:
+def preprocess(image: Image, spec: InputSpec) -> NDArray[np.float32]:
     """Make the model's tensor.
 
     Parameters
@@ -107,8 +73,7 @@ def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geom
 
     Returns
     -------
-    tensor : (1, C, H, W) float32
-    geometry : Geometry
+    (1, C, H, W) float32
 
     Notes
     -----
@@ -124,8 +89,7 @@ def preprocess(image: Image, spec: InputSpec) -> tuple[NDArray[np.float32], Geom
         shown = resize(how.look_up(image.pixels), spec.height, spec.width, image.extent)
     shown = in_channels(shown, spec.channels)
     planes = standardise(shown, *intensity_range(shown, how, spec), spec)
-    tensor = np.ascontiguousarray(np.atleast_3d(planes).transpose(2, 0, 1)[None], dtype=np.float32)
-    return tensor, Geometry(image.rows, image.columns, spec.height, spec.width)
+    return np.ascontiguousarray(np.atleast_3d(planes).transpose(2, 0, 1)[None], dtype=np.float32)
 
 
 def in_channels(shown: NDArray[Any], channels: int) -> NDArray[Any]:

@@ -231,7 +231,7 @@ class Site:
         if stored is not None and not heatmap:
             return stored, Extras()
         name = predictor.card.name
-        tensor, _ = preprocess(image, predictor.card.input)
+        tensor = preprocess(image, predictor.card.input)
         self.telemetry.decode.labels(image.media_type).observe(time.perf_counter() - started)
         running = time.perf_counter()
         (prediction,) = predictor.predict_tensor(tensor, heatmap=heatmap)

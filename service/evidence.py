@@ -48,6 +48,6 @@ def item_heatmap(site: Site, item: Item) -> Heatmap | None:
         return None
     # Only pixels and spacing decide what the network sees
     image = restore(png, header=None, spacing_mm=item.pixel_spacing_mm, media_type="image/png", sha256=item.image_sha256)
-    tensor, _ = preprocess(image, predictor.card.input)
+    tensor = preprocess(image, predictor.card.input)
     (prediction,) = predictor.predict_tensor(tensor, heatmap=True)
     return heatmap_of(prediction, predictor.card, image)

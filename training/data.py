@@ -208,7 +208,7 @@ def load_images(rows: Sequence[Row], spec: InputSpec, description: str) -> Image
         try:
             image = read_image(row.image.read_bytes(), target=(spec.height, spec.width))
             check_accepted(image, spec)
-            tensors[index] = preprocess(image, spec)[0][0]
+            tensors[index] = preprocess(image, spec)[0]
         except OSError as error:
             raise _invalid(row.number, f"the image file cannot be read ({type(error).__name__}).") from error
         except Refusal as refusal:

@@ -73,7 +73,7 @@ def read_target(folder: Path, spec: InputSpec) -> Target:
     for path in tqdm(list(find_files([folder])), desc="reading the target", unit="image", mininterval=1):
         try:
             image, _ = read_file(path, spec)
-            tensor = preprocess(image, spec)[0]
+            tensor = preprocess(image, spec)
             if not np.isfinite(tensor).all():
                 raise Refusal("not_decodable", "It holds values that are not finite.")
         except Refusal as refusal:

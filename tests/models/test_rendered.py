@@ -120,7 +120,7 @@ def predictor() -> Predictor:
 
 def difference(predictor: Predictor, one: Image, other: Image) -> float:
     """Return how far the predictions for two images are apart, in probability and in nats of predicted loss."""
-    tensors = [preprocess(image, predictor.card.input)[0] for image in (one, other)]
+    tensors = [preprocess(image, predictor.card.input) for image in (one, other)]
     first, second = (predictor.predict_tensor(tensor)[0] for tensor in tensors)
     apart = [abs(first.probabilities[name] - second.probabilities[name]) for name in first.probabilities]
     return max(*apart, abs(first.predicted_loss - second.predicted_loss))

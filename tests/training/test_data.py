@@ -9,7 +9,7 @@ from models.card import InputSpec
 from models.errors import Refusal
 from models.image import Image
 from models.imaging import read_image
-from models.preprocess import Geometry, preprocess
+from models.preprocess import preprocess
 from training import data
 from training.config import RunConfig, read_input_spec
 from training.data import BalancedBatches, ImageSet, check_splits, load_images, read_manifest, split_of
@@ -127,7 +127,7 @@ def test_tensors_are_those_that_the_service_makes(drawn: tuple[Path, Rows], spec
     rows = read_manifest(folder, DOMAINS, CLASSES).rows[:3]
     images = load_images(rows, spec, "test")
     for row, tensor in zip(rows, images.tensors, strict=True):
-        served, _ = preprocess(read_image(row.image.read_bytes(), target=(spec.height, spec.width)), spec)
+        served = preprocess(read_image(row.image.read_bytes(), target=(spec.height, spec.width)), spec)
         np.testing.assert_array_equal(tensor, served[0])
 
 
@@ -147,10 +147,10 @@ def test_values_that_are_not_finite_are_refused_by_row(
     rows = read_manifest(drawn[0], ("east",), ("normal", "spot")).rows
     seen = []
 
-    def broken(image: Image, spec: InputSpec) -> tuple[np.ndarray, Geometry]:
-        tensor, geometry = preprocess(image, spec)
+    def broken(image: Image, spec: InputSpec) -> np.ndarray:
+        tensor = preprocess(image, spec)
         seen.append(1)
-        return (tensor * np.nan if len(seen) == 3 else tensor), geometry
+        return tensor * np.nan if len(seen) == 3 else tensor
 
     monkeypatch.setattr(data, "preprocess", broken)
     with pytest.raises(Refusal, match=f"row {rows[2].number}: .* not finite") as caught:
