@@ -12,7 +12,6 @@ from highdicom.ann import (
     Measurements,
     MicroscopyBulkSimpleAnnotations,
 )
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import CodedConcept
 from numpy.typing import ArrayLike, NDArray
 from pydicom.dataset import Dataset
@@ -29,6 +28,7 @@ from service.dicom_results import (
     dress,
     is_slide,
     make_uid,
+    own_scheme,
     placeholders,
     stand_in,
     uids_of,
@@ -112,9 +112,7 @@ def bulk_annotations(header: Dataset, answer: SegmentationAnswer, commit: Commit
         **placeholders(),
     )
     written.Laterality = header.get("Laterality")  # type 2C
-    written.CodingSchemeIdentificationSequence = [
-        CodingSchemeIdentificationItem(own.SCHEME, own.SCHEME_NAME, responsible_organization=MANUFACTURER)
-    ]
+    written.CodingSchemeIdentificationSequence = own_scheme()
     dress(written, ANNOTATIONS, header, answer, commit)
     return written
 

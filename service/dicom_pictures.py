@@ -29,6 +29,7 @@ from service.dicom_results import (
     check_source,
     dress,
     make_uid,
+    own_scheme,
     placeholders,
     stand_in,
 )
@@ -69,7 +70,6 @@ def segmentation_object(header: Dataset, answer: SegmentationAnswer, commit: Com
         another image.
     """
     from highdicom import AlgorithmIdentificationSequence
-    from highdicom.coding_schemes import CodingSchemeIdentificationItem
     from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes
@@ -119,9 +119,7 @@ def segmentation_object(header: Dataset, answer: SegmentationAnswer, commit: Com
     for index in written.DimensionIndexSequence:
         index.DimensionOrganizationUID = organisation
     if scheme == own.SCHEME:
-        written.CodingSchemeIdentificationSequence = [
-            CodingSchemeIdentificationItem(own.SCHEME, own.SCHEME_NAME, responsible_organization=MANUFACTURER)
-        ]
+        written.CodingSchemeIdentificationSequence = own_scheme()
     written.PatientOrientation = header.get("PatientOrientation")  # type 2C
     _lossy(written, header)
     dress(written, MASK, header, answer, commit)

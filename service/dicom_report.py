@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import highdicom.sr as hd
 import numpy as np
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from numpy.typing import ArrayLike, NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -27,6 +26,7 @@ from service.dicom_results import (
     check_source,
     dress,
     make_uid,
+    own_scheme,
     stand_in,
     uids_of,
 )
@@ -80,9 +80,7 @@ def structured_report(
     if replaces is not None:
         earlier = _reference(replaces.series_instance_uid, REPORT.sop_class, replaces.sop_instance_uid)
         report.PredecessorDocumentsSequence = [_of_study(source, earlier)]
-    report.CodingSchemeIdentificationSequence = [
-        CodingSchemeIdentificationItem(own.SCHEME, own.SCHEME_NAME, responsible_organization=MANUFACTURER)
-    ]
+    report.CodingSchemeIdentificationSequence = own_scheme()
     dress(report, REPORT, header, answer, commit)
     return report
 

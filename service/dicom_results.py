@@ -31,6 +31,7 @@ from pydicom.valuerep import TEXT_VR_DELIMS
 import models
 from models.errors import Refusal
 from models.quiet import silence_readers
+from service.dicom_codes import SCHEME, SCHEME_NAME
 from service.dicom_encoding import encoded
 from service.schemas import Answer, SegmentationAnswer
 
@@ -191,6 +192,14 @@ def stand_in(header: Dataset) -> Dataset:
     source.Modality = "OT"
     source.Rows, source.Columns = number_of(header, of + "Rows"), number_of(header, of + "Columns")
     return source
+
+
+def own_scheme() -> list[Dataset]:
+    """Return what declares our own codes: the value of CodingSchemeIdentificationSequence."""
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator, scheme.CodingSchemeName = SCHEME, SCHEME_NAME
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    return [scheme]
 
 
 def placeholders() -> dict[str, Any]:
