@@ -15,7 +15,7 @@ from models.card import Fraction, InputSpec
 from models.durable import write_whole
 from models.errors import Refusal
 from training.adaptation_config import Adaptation
-from training.fields import Count, Positive, Word
+from training.fields import Count, Positive, Word, problem
 
 
 class RunConfig(BaseModel):
@@ -144,8 +144,11 @@ def fold_of(patient: str, seed: int) -> int:
     return hashlib.sha256(f"fold:{seed}:{patient}".encode()).digest()[0] % 2
 
 
-def make_config(**values: Any) -> RunConfig:
-    """Return a config, or refuse it.
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def config_of(kind: type[Config], values: dict[str, Any]) -> Config:
+    """Return a config of a kind, or refuse it.
 
     Raises
     ------
@@ -153,11 +156,14 @@ def make_config(**values: Any) -> RunConfig:
         ``config_invalid``, with the first field that is wrong.
     """
     try:
-        return RunConfig(**values)
+        return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise Refusal("config_invalid", f"{where}: {first['msg']}.") from error
+        raise Refusal("config_invalid", problem(error, "config")) from error
+
+
+def make_config(**values: Any) -> RunConfig:
+    """Return a classifier's config; see :func:`config_of`."""
+    return config_of(RunConfig, values)
 
 
 def read_input_spec(file: Path) -> InputSpec:
@@ -173,9 +179,7 @@ def read_input_spec(file: Path) -> InputSpec:
     except OSError as error:
         raise Refusal("config_invalid", f"The input specification cannot be read ({type(error).__name__}).") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise Refusal("config_invalid", f"Input specification, {where}: {first['msg']}.") from error
+        raise Refusal("config_invalid", f"Input specification, {problem(error)}") from error
 
 
 def versions() -> dict[str, str]:
@@ -220,9 +224,6 @@ def read_json(file: Path, missing: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Refusal("config_invalid", "A report of the run is not a JSON object.")
     return document
-
-
-Config = TypeVar("Config", bound=BaseModel)
 
 
 class RunOf(BaseModel, Generic[Config]):

@@ -22,6 +22,7 @@ from training.compare import MARGIN, Side, compare, predictor_of, show
 from training.config import SEGMENTER, Run, RunConfig, read_json, read_run, sha256, verb_of, write_json
 from training.evaluate import REPORT as EVALUATION
 from training.export import read_graph
+from training.fields import problem
 from training.seen import Seen, package_bytes, read_document
 from training.segmenter_config import SegmenterRun, read_segmenter_run
 
@@ -58,9 +59,7 @@ def read_about(file: Path) -> About:
     except OSError as error:
         raise Refusal("config_invalid", f"The document about the model cannot be read ({type(error).__name__}).") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise Refusal("config_invalid", f"About the model, {where}: {first['msg']}.") from error
+        raise Refusal("config_invalid", f"About the model, {problem(error)}") from error
     texts = [
         *about.intended_use.model_dump().values(),
         *(text for each in about.sources.values() for text in each.model_dump().values()),
@@ -137,9 +136,7 @@ def make_card(folder: Path, name: str, version: str, about: About) -> tuple[Mode
     try:
         return kind.model_validate(document), graph
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Refusal("config_invalid", f"The card's field {where}: {first['msg']}.") from error
+        raise Refusal("config_invalid", f"The card's field {problem(error)}") from error
 
 
 def settled(card: ModelCard | SegmenterCard, package: Path) -> ModelCard | SegmenterCard:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.card import Fraction, InputSpec
-from models.errors import Refusal
-from training.config import RunOf, read_run_of
+from training.config import RunOf, config_of, read_run_of
 from training.fields import Count, Positive, Word
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -135,19 +134,8 @@ SegmenterRun = RunOf[SegmenterConfig]
 
 
 def make_segmenter_config(**values: Any) -> SegmenterConfig:
-    """Return a config, or refuse it.
-
-    Raises
-    ------
-    Refusal
-        ``config_invalid``, with the first field that is wrong.
-    """
-    try:
-        return SegmenterConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise Refusal("config_invalid", f"{where}: {first['msg']}.") from error
+    """Return a segmenter's config; see :func:`training.config.config_of`."""
+    return config_of(SegmenterConfig, values)
 
 
 def read_segmenter_run(folder: Path) -> SegmenterRun:
