@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from models.card import ModelCard, SegmenterCard, card_bytes, read_package
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 
 PublicKey: TypeAlias = Ed25519PublicKey
@@ -76,10 +76,8 @@ def sign(folder: Path, key: Ed25519PrivateKey) -> str:
         ``package_invalid`` if it is not as released; ``config_invalid`` if its folder cannot be written.
     """
     card, _, sha256 = read_package(folder)
-    part = folder / f"{SIGNATURE}.partial"
     try:
-        part.write_bytes(key.sign(card_bytes(card)))
-        os.replace(part, folder / SIGNATURE)  # noqa: PTH105  (a replace is one step)
+        write_whole(folder / SIGNATURE, key.sign(card_bytes(card)))
     except OSError as error:
         raise Refusal("config_invalid", "The signature cannot be written into the package's folder.") from error
     return sha256

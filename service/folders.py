@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 from models.image import Box, read_box
 from service.analysis import Site
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
             report = run(site, options.source, options.target, region)
         finally:
             site.close()
-        (options.target / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(options.target / REPORT_NAME, (json.dumps(report, indent=1) + "\n").encode())
     except OSError as error:  # files that cannot be read are counted instead
         raise Refusal("config_invalid", f"OUT cannot be written ({type(error).__name__}).") from error
     found = f"{len(report['results'])} analysed, {report['objects']} objects written"

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from PIL.PngImagePlugin import PngImageFile
 
 from models.card import ModelCard, SegmenterCard
+from models.durable import write_whole
 from models.errors import Refusal
 from models.rendered import Picture
 from service.audit import note, operator
@@ -81,7 +82,7 @@ def write_tasks(
     if not tasks:
         raise Refusal("data_invalid", "No item of this model waits for a label.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    (file.parent / CONFIG).write_text(label_config(card), encoding="utf-8")
+    write_whole(file.parent / CONFIG, label_config(card).encode())
     part = file.with_name(f".{file.name}.part")
     part.touch(mode=0o600)
     part.write_text(json.dumps(tasks, allow_nan=False), encoding="utf-8")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.card import GRAPH_INPUT, GRAPH_OUTPUTS
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 from models.networks.classifier import Classifier
 from models.networks.domain_distance import DomainDistance, ViewDistance, grid_statistics, stage_statistics
@@ -220,9 +221,7 @@ def write_graph(
     difference = largest_difference(served, Graph(graph, outputs=outputs), tensors)
     if not difference <= TOLERANCE:
         raise Refusal("model_output_invalid", f"The exported graph differs from torch by {difference:.1e}; nothing was written.")
-    part = folder / (GRAPH + ".part")
-    part.write_bytes(graph)
-    part.replace(folder / GRAPH)
+    write_whole(folder / GRAPH, graph)
     return len(graph), difference
 
 
