@@ -90,7 +90,8 @@ class ClassifierTraining(lightning.LightningModule):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         """Take one step."""
-        task, ranking = self.step_losses(*batch, self.global_step)
+        images, labels = batch
+        task, ranking = self.step_losses(images, labels, self.global_step)
         self.log_dict({"loss": task, "ranking": ranking}, prog_bar=True, on_step=False, on_epoch=True)
         return task + self.config.loss_weight * ranking
 
