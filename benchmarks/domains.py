@@ -135,7 +135,8 @@ def change(images: Tensor, name: str, strong: bool, generator: Generator) -> Ten
     References
     ----------
     Tellez et al., "Quantifying the effects of data augmentation and stain color normalization in convolutional neural
-    networks for computational pathology", Medical Image Analysis 2019, arXiv:1902.06543, section 3.3 (HED, "strong").
+    networks for computational pathology", Medical Image Analysis 2019, arXiv:1902.06543, section 3.3 (HED-strong: factors of
+    0.8 to 1.2, offsets of -0.2 to 0.2, of absorbed light as a natural logarithm).
     """
     if name == "cxr" and strong:
         return augment(images, spec(name, images.shape[-1]), True, generator)

@@ -115,9 +115,18 @@ def stain_jitter(images: Tensor, spec: InputSpec, generator: Generator) -> Tenso
 
     References
     ----------
-    Tellez et al., "Quantifying the effects of data augmentation and stain color normalization in convolutional neural networks
-    for computational pathology", Medical Image Analysis 2019, arXiv:1902.06543, section 3.3: factors within +-20%, offsets within
-    +-0.2 in the unit of scikit-image's colour deconvolution, its "strong" setting.
+    Tellez et al., "Whole-Slide Mitosis Detection in H&E Breast Histology Using PHH3 as a Reference to Train Distilled
+    Stain-Invariant Convolutional Networks", IEEE Transactions on Medical Imaging 2018, arXiv:1808.05896, appendix: stains are the
+    negative natural logarithm of the colours times the inverse of the stains' colours; each gets a factor within 1 +- sigma
+    and an offset within +- sigma. Sigma is 0.2: "HED-strong" of Tellez et al., "Quantifying the effects of data augmentation and
+    stain color normalization in convolutional neural networks for computational pathology", Medical Image Analysis 2019,
+    arXiv:1902.06543, section 3.3 ("HED-light" is 0.05).
+
+    Notes
+    -----
+    The same number is another strength in another unit. What scikit-image's ``rgb2hed`` gives is this over 13.8 (-log 1e-6):
+    an offset of 0.2 there turns images black or white. Before 0.18 it took the logarithm of the colours plus 2, where 0.05
+    already changes colours more than 0.2 does here.
     """
     to_stain, to_colour = (torch.tensor(matrix, dtype=torch.float32) for matrix in (hed_from_rgb, rgb_from_hed))
     density = -torch.log((images * spec.std + spec.mean).clamp(1e-3, 1))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import rgb2hed, rgb_from_hed
 
 from models.card import InputSpec
 from models.errors import Refusal
@@ -287,3 +288,23 @@ def test_stain_jitter_changes_the_stains_of_each_image_alone() -> None:
     design = torch.cat([original, torch.ones(1, 36)])[:, inside].T
     solution = torch.linalg.lstsq(design, density[:, inside].T).solution
     torch.testing.assert_close(design @ solution, density[:, inside].T, rtol=1e-3, atol=1e-3)  # linear in absorbed light
+
+
+def test_stain_jitter_is_as_strong_as_published_in_natural_logarithms() -> None:
+    spec = InputSpec.model_validate(drawings.SPEC)
+    colours = torch.tensor([[0.5, 0.3, 0.45], [0.35, 0.25, 0.3]])  # of two pixels; none is changed to more than 1
+    image = ((colours.T.reshape(1, 3, 1, 2) - spec.mean) / spec.std).expand(2000, 3, 1, 2)
+    changed = (stain_jitter(image, spec, torch.Generator().manual_seed(0)) * spec.std + spec.mean).numpy()[:, :, 0]
+
+    def stains(rgb: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(rgb_from_hed.T, -np.log(rgb))  # (..., stain, pixel)
+
+    before, after = stains(colours.T.numpy().astype(np.float64)), stains(changed.astype(np.float64))
+    factor = (after[..., 1] - after[..., 0]) / (before[:, 1] - before[:, 0])
+    offset = after[..., 0] - factor * before[:, 0]
+    for got, middle in ((factor, 1.0), (offset, 0.0)):
+        assert np.abs(got - middle).max() <= 0.2 + 1e-3
+        assert (np.abs(got - middle).max(axis=0) > 0.19).all()
+    # The control: scikit-image's unit is another, so 0.2 of it would be 2.8 here
+    skimage = rgb2hed(colours.numpy().astype(np.float64)[None])[0].T
+    np.testing.assert_allclose(np.maximum(before, 0), skimage * np.log(1e6), rtol=1e-6, atol=1e-9)
