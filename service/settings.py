@@ -33,9 +33,8 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"
 
 
 def shipped_models() -> tuple[Path, ...]:
-    """Return the folders of the released packages, the default model first."""
-    found = (card.parent for card in ZOO.glob("[!.]*/card.json"))  # what a release has at hand begins with a dot
-    return DEFAULT_MODEL, *sorted(folder for folder in found if folder != DEFAULT_MODEL)
+    """Return the folders of the released packages, the default model first; what a release has at hand begins with a dot."""
+    return DEFAULT_MODEL, *sorted(card.parent for card in ZOO.glob("[!.]*/card.json") if card.parent != DEFAULT_MODEL)
 
 
 class Settings(BaseModel):

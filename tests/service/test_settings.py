@@ -31,7 +31,7 @@ def test_defaults_need_nothing() -> None:
 def test_every_released_package_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.settings.ZOO", tmp_path)
     monkeypatch.setattr("service.settings.DEFAULT_MODEL", tmp_path / "middle")
-    for name in ("zebra", "middle", "alpha"):
+    for name in ("zebra", "middle", "alpha", ".zebra.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "card.json").touch()
     (tmp_path / "unreleased").mkdir()
