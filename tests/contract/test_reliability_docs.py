@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from service.bodies import AT_ONCE
 from service.heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_UNREAD_BYTES
+from service.routes import MAX_JSON_VALUES
 from service.settings import Settings
 from service.wall import MAX_PARTS
 from tests.conftest import ROOT
@@ -128,6 +130,7 @@ def test_the_limits_are_those_in_the_code() -> None:
     numbers = {
         f"{value:g}" if value < 1000 else str(value) for value in (MAX_HEAD_BYTES, HEAD_SECONDS, MAX_UNREAD_BYTES, MAX_PARTS)
     }
+    numbers |= {str(MAX_JSON_VALUES), f"{AT_ONCE} times `OVERREAD_MAX_BODY_BYTES`"}
     settings = {f"`OVERREAD_{name.upper()}`" for name in ("max_body_bytes", "body_timeout_seconds", "queue", "deadline_seconds")}
     assert set(limits) == numbers | settings
     assert {name.strip("`").removeprefix("OVERREAD_").lower() for name in settings} <= set(Settings.model_fields)
