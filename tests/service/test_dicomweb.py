@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from models.errors import Refusal
-from service.dicomweb import Archive, check_url
+from service.dicomweb import Archive
 from service.places import Place
 from service.settings import PROXIES, Settings
 from tests.conftest import free_port
@@ -309,52 +308,3 @@ def test_an_archive_that_is_not_there_or_silent(peer: Peer, connect: Any) -> Non
     assert code(lambda: connect(pacs_orthanc_url=gone).last_change()) == "archive_unavailable"
     peer.delay = 3
     assert code(lambda: connect(pacs_timeout_seconds=0.2).last_change()) == "archive_unavailable"
-
-
-def test_credentials_come_from_files(peer: Peer, connect: Any, tmp_path: Path) -> None:
-    (tmp_path / "password").write_text("secret word\n")
-    (tmp_path / "token").write_text("abc")
-    peer.json("/changes?last", {"Changes": [], "Done": True, "Last": 0})
-    connect(pacs_user="me", pacs_password_file=tmp_path / "password").last_change()
-    connect(pacs_token_file=tmp_path / "token").last_change()
-    assert [headers["authorization"] for _, _, headers, _ in peer.asked] == ["Basic bWU6c2VjcmV0IHdvcmQ=", "Bearer abc"]
-    (tmp_path / "token").write_text("two\nlines")
-    for setting in ({"pacs_token_file": tmp_path / "token"}, {"pacs_token_file": tmp_path / "none"}):
-        with pytest.raises(Refusal, match="OVERREAD_PACS_TOKEN_FILE"):
-            connect(**setting)
-
-
-@pytest.mark.parametrize(
-    ("url", "secret", "allowed"),
-    [
-        ("http://127.0.0.1:8042", True, True),
-        ("http://localhost/dicom-web", False, True),
-        ("https://pacs.example:8043/x", True, True),
-        ("http://pacs.example", False, True),
-        ("http://pacs.example", True, False),
-        ("https://other.example", False, False),
-        ("https://pacs.example.other.example", False, False),
-        ("https://user:word@pacs.example", False, False),
-        ("https://pacs.example/?x=1", False, False),
-        ("https://pacs.example:port", False, False),
-        ("ftp://pacs.example", False, False),
-        ("file:///etc/passwd", False, False),
-        ("", False, False),
-    ],
-)
-def test_hosts_are_allowed_by_name(url: str, secret: bool, allowed: bool) -> None:
-    if allowed:
-        check_url(url, ("pacs.example",), secret)
-    else:
-        with pytest.raises(Refusal) as caught:
-            check_url(url, ("pacs.example",), secret)
-        assert caught.value.code == "config_invalid"
-
-
-def test_an_archive_without_an_address_or_with_broken_certificates(tmp_path: Path) -> None:
-    broken = tmp_path / "ca.pem"
-    broken.write_text("no certificate")
-    for settings in (Settings(), Settings(pacs_url="https://127.0.0.1:1/dicom-web", pacs_ca_file=broken)):
-        with pytest.raises(Refusal) as caught:
-            Archive(settings)
-        assert caught.value.code == "config_invalid"
