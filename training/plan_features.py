@@ -113,6 +113,11 @@ def curve(
     Returns
     -------
     list of (labels, seed, score)
+
+    Raises
+    ------
+    Refusal
+        ``too_few_labels`` if no split has two classes to learn and two to test on, as where all images are of one patient.
     """
     measured = []
     count = int(kinds.max()) + 1
@@ -129,6 +134,9 @@ def curve(
             chances = np.zeros((len(test), count))
             chances[:, known] = head.predict_proba(features[test])
             measured.append((size, seed, SCORES[score](chances, kinds[test])))
+    if not measured:
+        why = "No split by patient leaves two classes to learn and two to test on; are the patients of the images noted?"
+        raise Refusal("too_few_labels", why)
     return measured
 
 

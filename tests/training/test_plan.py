@@ -189,3 +189,13 @@ def test_misuse_is_refused(options: list[str], tmp_path: Path) -> None:
 def test_one_source_of_sizes_must_be_given() -> None:
     with pytest.raises(SystemExit):
         main(["--target", "0.9"])
+
+
+@pytest.mark.parametrize("who", [["all"], ["a patient of one class", "a patient of the other"]])
+def test_patients_that_no_split_can_part_are_refused(who: list[str]) -> None:
+    """As where files without identity all have the same PatientID."""
+    kinds = np.repeat([0, 1], 40)
+    features = np.random.default_rng(0).normal(size=(80, 4)) + kinds[:, None]
+    with pytest.raises(Refusal, match="too_few_labels"):
+        curve(features, kinds, np.array(who)[kinds % len(who)], "accuracy", 3)
+    assert curve(features, kinds, np.arange(80).astype(str), "accuracy", 3), "the control: a patient an image"
