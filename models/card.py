@@ -195,11 +195,8 @@ class Source(_Strict):
 class Figure(_Strict):
     """One measured figure of the shipped file, or of the same recipe with a domain held out.
 
-    ``held_out``: "patients" (domain seen in training, patients not) or "domain" (the whole domain unseen). ``low`` and
-    ``high`` bound the 95% interval (bootstrap over patients). ``value`` is None where it is not defined; ``note`` says why.
-
-    It is of all ``n`` images, whatever the verdict: what counts as called is what reaches the operating point, in images with the
-    verdict ``refuse`` too, in which the service calls nothing. ``share_refuse`` is their share; newer cards note their number.
+    ``held_out``: "patients" (domain seen, patients not) or "domain" (unseen). ``low``, ``high``: 95% interval (bootstrap over
+    patients). ``value`` is None if not defined; ``note`` says why. All ``n`` images count, refused ones as if they were not.
     """
 
     domain: str
