@@ -21,6 +21,7 @@ from training.consistency import settings_of
 from training.data import load_images
 from training.evaluate import draft
 from training.export import load_run_images
+from training.fields import problem
 from training.fit import WEIGHTS
 from training.sources import Sources, add_sources, read_sources
 from training.target import check_target, read_labels, read_target
@@ -69,8 +70,7 @@ def _settings(options: argparse.Namespace, config: RunConfig, source: bool) -> A
             method=options.method, domain=options.domain, source=source, seed=options.seed, **digests, **given
         )  # fmt: skip
     except ValidationError as error:
-        first = error.errors()[0]
-        raise Refusal("config_invalid", f"--{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise Refusal("config_invalid", f"--{problem(error)}") from error
 
 
 def _read(options: argparse.Namespace, config: RunConfig, sources: Sources | None) -> Here:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from models.batch import DEFAULT_MODEL
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 from models.journal import writing
 from training.config import write_json
@@ -241,12 +243,13 @@ def main(argv: list[str]) -> int:
             options.model, options.labels, options.images, options.score, options.seeds, options.threads, options.out / KEPT
         )
     document = plan(measured, options.target, options.seconds_per_label)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([("labels", "seed", "score"), *measured])
     with writing():
         options.out.mkdir(parents=True, exist_ok=True)
-        with (options.out / SCORES).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("labels", "seed", "score"), *measured])
+        write_whole(options.out / SCORES, table.getvalue().encode())
         write_json(options.out / JSON, document)
-        (options.out / TEXT).write_text(text(document))
+        write_whole(options.out / TEXT, text(document).encode())
         draw(document, measured, options.out / PICTURE)
     print(text(document), end="")
     return 0

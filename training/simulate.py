@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import models
 from models.batch import DEFAULT_MODEL
 from models.command import command_parser
+from models.durable import write_whole
 from models.errors import Refusal
 from models.journal import Journal, writing
 from models.pool import BEST, STRATEGIES, arrays
@@ -143,11 +145,12 @@ def main(argv: list[str]) -> int:
     summary = summarise(rows, archive, options.seeds) | {
         "images": len(archive.labels), "passed_over": passed_over, "model": predictor.card.name, "model_sha256": predictor.sha256,
     }  # fmt: skip
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["strategy", "seed", "labels", "auroc", "accuracy"])
+    writer.writeheader()
+    writer.writerows(rows)
     with writing():
-        with (options.out / "simulation.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, ["strategy", "seed", "labels", "auroc", "accuracy"])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_whole(options.out / "simulation.csv", table.getvalue().encode())
         write_json(options.out / "simulation.json", summary)
         draw(summary, options.out / "simulation.png")
     if summary["random_gains"] <= 0:
