@@ -60,7 +60,7 @@ class Recorded:
 
 
 class OpenVino(Graph):
-    """The same graph, run by OpenVINO on one thread: with numbers as short as it likes for the processor, or with all their digits."""
+    """The same graph, run by OpenVINO on one thread: with numbers as short as it likes for the processor, or all their digits."""
 
     def __init__(self, file: Path, outputs: tuple[str, ...], *, exact: bool) -> None:
         import openvino
