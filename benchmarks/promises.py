@@ -34,7 +34,7 @@ LEVEL, TARGET = 0.95, 0.1
 SITES = ((2000, 100), (2000, 200), (2000, 400), (400, 400))
 """Images, and those of them that are labelled."""
 TILES = (1, 4, 25, 100)
-SHARED = (0.0, 0.5, 0.7, 0.9)
+ALIKE = (0.0, 0.5, 0.7, 0.9)
 """Part of the variance of its tiles' normal scores that an image's tiles share."""
 LIMIT = 95.0
 
@@ -90,16 +90,16 @@ def mean_of_scores(ranks: Floats) -> float:
 RANKS = {"a third of the tiles": image_percentile, "mean of the tiles (before)": mean_of_scores}
 
 
-def reviewed(rule: Callable[[Floats], float], tiles: int, shared: float | None, draws: int, seed: int) -> float:
-    """Return how many images reach the limit: at home, or (``shared`` None) with half of the tiles from the worst twentieth."""
+def reviewed(rule: Callable[[Floats], float], tiles: int, alike: float | None, draws: int, seed: int) -> float:
+    """Return how many images reach the limit: at home, or (``alike`` None) with half of the tiles from the worst twentieth."""
     random = np.random.default_rng((seed, tiles))
     count = 0
     for _ in range(draws):
-        if shared is None:
+        if alike is None:
             worst = np.arange(tiles) < tiles / 2
             ranks = np.where(worst, LIMIT + (100 - LIMIT) * random.random(tiles), 100 * random.random(tiles))
         else:
-            scores = np.sqrt(shared) * random.normal() + np.sqrt(1 - shared) * random.normal(size=tiles)
+            scores = np.sqrt(alike) * random.normal() + np.sqrt(1 - alike) * random.normal(size=tiles)
             ranks = 100 * stats.norm.cdf(scores)
         count += rule(ranks) >= LIMIT
     return count / draws
@@ -132,12 +132,12 @@ def main() -> None:
                 rows.append(row(words, measured))
                 print(rows[-1], flush=True)
     for tiles in TILES:
-        for shared in (*SHARED, None):
+        for alike in (*ALIKE, None):
             for name, ranked in RANKS.items():
-                measured = [reviewed(ranked, tiles, shared, draws, seed) for seed in SEEDS]
-                where = "half from the worst twentieth" if shared is None else "at home"
+                measured = [reviewed(ranked, tiles, alike, draws, seed) for seed in SEEDS]
+                where = "half from the worst twentieth" if alike is None else "at home"
                 words = {"measure": "images for review", "images_are": where, "tiles": tiles, "rule": name}
-                rows.append(row(words | ({} if shared is None else {"shared": shared}), measured))
+                rows.append(row(words | ({} if alike is None else {"alike": alike}), measured))
                 print(rows[-1], flush=True)
     kept = [1 - each["mean"] for each in rows if each["rule"] == "from the others"]
     goals = [report.goal("promises with 95% confidence that are kept, the worst site", min(kept), LEVEL)]
