@@ -218,21 +218,30 @@ def test_a_patient_is_told_by_the_header_and_the_header_alone() -> None:
     assert patient_of(image) == image.sha256
 
 
+@pytest.fixture
+def vanish_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function after which a folder goes away as soon as a file of a target is read."""
+    real = target_module.read_file
+
+    def arrange(folder: Path) -> None:
+        def vanish(path: Path, *rest: Any) -> Any:
+            if folder.exists():
+                shutil.move(folder, tmp_path / "away")
+            return real(path, *rest)
+
+        monkeypatch.setattr(target_module, "read_file", vanish)
+
+    return arrange
+
+
 def test_a_target_that_vanishes_is_told_apart_from_a_bad_file(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, vanish_when_read: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = scans(tmp_path / "target", 4)
     (folder / "broken.png").write_bytes(b"no image")
     spec = config_of_run(run).input
     assert len(read_target(folder, spec).digests) == 4  # the control: a bad file is passed over
-    real = target_module.read_file
-
-    def vanish(path: Path, *rest: Any) -> Any:
-        if folder.exists():
-            shutil.move(folder, tmp_path / "away")
-        return real(path, *rest)
-
-    monkeypatch.setattr(target_module, "read_file", vanish)
+    vanish_when_read(folder)
     with pytest.raises(Refusal) as refusal:
         read_target(folder, spec)
     assert refusal.value.code == "folder_unavailable"
@@ -240,25 +249,20 @@ def test_a_target_that_vanishes_is_told_apart_from_a_bad_file(
 
 
 def test_labels_that_vanish_are_told_apart_from_a_bad_row(
-    run: Path, tmp_path: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, labels: Labels, vanish_when_read: Callable[[Path], None]
 ) -> None:
     target = scans(tmp_path / "scans", 2)
     file = labels([(target / "0.png", "level"), (target / "1.png", "upright")])
     folder = tmp_path / "labels"
     folder.mkdir()
     file = file.rename(folder / "labels.csv")
-    spec, real = config_of_run(run).input, target_module.read_file
+    spec = config_of_run(run).input
     (target / "1.png").write_bytes(b"no image")
     with pytest.raises(Refusal, match="row 2") as refusal:  # the control: the folder is there
         read_labels(file, ("level", "upright"), "new", spec)
     assert refusal.value.code == "data_invalid"
 
-    def vanish(path: Path, *rest: Any) -> Any:
-        if folder.exists():
-            shutil.move(folder, tmp_path / "away")
-        return real(path, *rest)
-
-    monkeypatch.setattr(target_module, "read_file", vanish)
+    vanish_when_read(folder)
     with pytest.raises(Refusal) as refusal:
         read_labels(file, ("level", "upright"), "new", spec)
     assert refusal.value.code == "folder_unavailable"
