@@ -22,11 +22,32 @@ PEER = "overread.peer"
 """Key of a request's scope: (address, port) of who connected; uvicorn lets a header of the request change its ``client``."""
 
 
+class _Patient:
+    """A connection as a request's cycle sees it: not closed under a client that still sends the body.
+
+    A socket that is closed with bytes unread is reset, and the client may lose the answer that was sent before.
+    """
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if not (self._cycle.response_complete and self._cycle.more_body):
+            self._transport.close()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with limits on the size and the time of a request's head.
 
     A request that was answered before its body was read (a wrong token, say) may go on sending for a while, so that a
-    client which sends first and reads then sees its answer; then the connection is closed.
+    client which sends first and reads then sees its answer, whether or not it asked for the connection to be closed.
     """
 
     _clock: asyncio.TimerHandle | None = None
@@ -71,6 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.more_body = False
         self._stop()
         super().on_message_complete()
+        if self.cycle.response_complete and not self.cycle.keep_alive:
+            self.transport.close()
 
     def _should_upgrade(self) -> bool:
         return False  # there is no websocket here; a request for one is answered like any other
@@ -92,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as every other refusal is answered, and close the connection."""
+        if self.transport.is_closing():
+            return
         document = problem(Refusal("bad_request", msg))
         body = document.model_dump_json().encode()
         head = (
@@ -103,6 +128,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        cycle.transport = _Patient(self.transport, cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _abandon(self) -> None:

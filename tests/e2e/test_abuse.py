@@ -76,6 +76,19 @@ def test_who_sends_first_and_reads_then_sees_the_refusal(small: Any) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 "), "the connection is still good"
 
 
+def test_so_does_who_asks_for_the_connection_to_be_closed(small: Any) -> None:
+    """Closing it under a body that is still under way breaks it, and the answer is lost."""
+    with connect(small) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 500000\r\n\r\n")
+        for _ in range(10):
+            time.sleep(0.01)
+            connection.sendall(bytes(50_000))
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 @pytest.mark.parametrize("declared", [{"content-length": "300000000"}, {}])
 def test_a_body_of_300_mb_is_refused_early(small: Any, declared: dict[str, str]) -> None:
     sent: list[int] = []
