@@ -23,6 +23,8 @@ REGIONS_TYPES = ("application/geo+json", "application/json")
 MAX_REGIONS_BYTES = 1024 * 1024
 MAX_PARTS = 8
 _UNDECLARED = {"", "application/octet-stream"}
+_HANDED_ON = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""What proxies add. Who asks through one on this machine may name any Host, but cannot take these away."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def check_host(request: Request) -> None:
     Raises
     ------
     Refusal
-        ``forbidden`` if the request came in over a network, names another host, or was sent by a page of another site.
+        ``forbidden`` if the request came in over a network or through a proxy, names another host, or was sent by a page of
+        another site.
     """
     server = request.scope.get("server")
     host = request.headers.get("host", "")
@@ -49,6 +52,7 @@ def check_host(request: Request) -> None:
     if (
         (server is not None and not is_loopback(str(server[0])))
         or not is_loopback(name)
+        or any(header in request.headers for header in _HANDED_ON)
         or (origin is not None and origin != f"{request.url.scheme}://{host}")
     ):
         raise Refusal("forbidden", "Without tokens, only requests from this machine are answered.")

@@ -34,8 +34,8 @@ def make_proxy(tokens_and_server: tuple[str, Any], tmp_path_factory: pytest.Temp
     require("openssl")
     made: list[Proxy] = []
 
-    def make(**options: Any) -> Proxy:
-        made.append(Proxy(tmp_path_factory.mktemp("nginx"), tokens_and_server[1].url, **options))
+    def make(backend: str = tokens_and_server[1].url, **options: Any) -> Proxy:
+        made.append(Proxy(tmp_path_factory.mktemp("nginx"), backend, **options))
         return made[-1]
 
     yield make
@@ -100,6 +100,15 @@ def test_nobody_names_themselves(proxy: Proxy, careless: Proxy) -> None:
     for each, status in ((proxy, 401), (careless, 200)):  # the control lets everybody be an operator
         each.client.cookies.clear()
         assert each.client.get("/v1/models", headers=SIGNED_IN).status_code == status
+
+
+def test_an_open_service_behind_it_answers_nobody(make_proxy: Callable[..., Proxy], server: Any) -> None:
+    """A service without tokens takes every caller for the operator: a proxy on this machine must not let others be one."""
+    proxy = make_proxy(backend=server.url)
+    for host in (f"127.0.0.1:{proxy.port}", "localhost", NAME):
+        response = proxy.client.get("/v1/models", headers={"host": host})
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden"), host
+    assert httpx.get(f"{server.url}/v1/models").status_code == 200  # the control: who is on this machine
 
 
 def test_neither_log_nor_disk_holds_what_was_sent(proxy: Proxy, careless: Proxy, bearer: dict[str, str], draw: Any) -> None:

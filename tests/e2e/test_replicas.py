@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.tokens import add_token
 from tests.conftest import Server, require
 from tests.e2e.proxies import Proxy
 from tests.e2e.test_overload import GOODPUT, HEALTH_SECONDS, REFUSAL_SECONDS, TIMES, Load, costly, overload, quantile
@@ -36,11 +37,14 @@ class Replicas:
         # Every image becomes an item, which a reader may take
         self._settings = {"OVERREAD_DATABASE_URL": cluster.url(self._database), "OVERREAD_REVIEW_LOSS_PERCENTILE": "0"}
         self._settings |= {"OVERREAD_THREADS": "1"} | settings
+        token = add_token(self._state / "tokens.json", "sender", "operator")  # an open service answers no proxy
         self.servers = [self._begin(), self._begin()]
         for server in self.servers:
             server.wait_ready(180)
         (folder / "nginx").mkdir()
+        self.authorization = {"authorization": f"Bearer {token}"}
         self.proxy = Proxy(folder / "nginx", *(server.url for server in self.servers))
+        self.proxy.client.headers.update(self.authorization)
 
     def _begin(self, port: int | None = None) -> Server:
         return self._start(self._package, state=self._state, wait=False, port=port, **self._settings)
@@ -199,7 +203,8 @@ def test_overload_is_answered_fast_while_one_is_killed(make_replicas: Any) -> No
     while time.monotonic() < started + 3:
         done += replicas.send(body).status_code == 200
     able = done / (time.monotonic() - started)
-    head = "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: "
+    known = "".join(f"{name}: {value}\r\n" for name, value in (IMAGE | replicas.authorization).items())
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{known}Content-Length: "
     context = ssl.create_default_context(cafile=str(replicas.proxy.certificate))
     threading.Timer(3, replicas.kill, args=(0,)).start()
     request = f"{head}{len(body)}\r\n\r\n".encode() + body
