@@ -13,74 +13,48 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from benchmarks import report
-from benchmarks.domain_training import Method, Recipe, Run, build, outputs
+from benchmarks.domain_training import Method, Recipe, outputs
 from benchmarks.domains import SOURCES, Domains, load
 from benchmarks.doubt_scores import Floats, alarm, judge, mahalanobis, mc_dropout, together, vim
+from benchmarks.doubt_siblings import BASE, LEFT_OUT, held_out, isotonic, said_at_home, temperature_of, trained
 from benchmarks.generalization import MOST, PAGE, RECIPES, SEEDS, Cell, interval
 from models.networks.domain_distance import ViewDistance
 from models.networks.loss_prediction import LossPrediction
 from models.uncertainty import entropy, softmax
-from training.calibrate import cross_entropy, fit_temperature
+from training.calibrate import cross_entropy
 from training.export import fit_distance
 from training.held_out import fit_loss_prediction
 from training.metrics import auroc
 
-BASE = Method(strong=True)
 JOINT = Method(strong=True, joint=True)
 SERVED = "predicted loss and domain distance"
 COMPARATORS = ("entropy", "MC dropout", "Mahalanobis", "ViM")
-OF_CELL = ("error", "unseen_auroc", "predicted_mean", "true_mean", "predicted_home", "true_home", "alarm_power", "alarm_false")
+OF_CELL = (
+    "error",
+    "unseen_auroc",
+    "true_mean",
+    "predicted_mean",
+    "entropy_mean",
+    "unseen_mean",
+    "true_home",
+    "predicted_home",
+    "alarm_power",
+    "alarm_false",
+)
+WAYS = {
+    "predicted_mean": "predicted loss, unit from home",
+    "entropy_mean": "softmax's own (its entropy)",
+    "true_home": "what it is at home",
+    "unseen_mean": "entropy, unit from held-out errors",
+}
+"""Of saying what the mean loss on an unseen domain will be, by their names in the lines of the cells."""
+GAP = "gap_of_means"
 SCANS = 50
-ENOUGH = 20
-"""Images of a class below which a domain cannot stand in for it: two domains of X-rays hold four normal ones between them."""
 TRIALS = {"smoke": 4, "small": 200, "paper": 1000}
 HEAD_STEPS = {"smoke": 5, "small": 500, "paper": 2000}
-
-
-def trained(data: Domains, cell: Cell, recipe: Recipe, folder: Path, indices: NDArray[np.int64]) -> tuple[Any, LossPrediction]:
-    """Return the networks of a cell, from its checkpoint, or trained now on these images."""
-    file = folder / f"{cell.key}.pt"
-    if not file.exists():
-        run = Run(data, cell.method, recipe, cell.seed)
-        run.train(indices)
-        torch.save(run.state(), file)
-    network, head = build(data, cell.method, recipe)
-    weights = torch.load(file, weights_only=True)
-    network.load_state_dict(weights["classifier"])
-    head.load_state_dict(weights["loss_prediction"])
-    return network.eval(), head.eval()
-
-
-def held_out_losses(
-    data: Domains, indices: NDArray[np.int64], recipe: Recipe, seed: int, folder: Path
-) -> tuple[NDArray[np.float64], str]:
-    """Return each training image's loss under a sibling that did not see it, and how siblings were made.
-
-    A sibling never sees one of the source domains where at least two of them have enough images of every class, so that a model
-    can be trained without either; otherwise half of the patients.
-    """
-    domains = data.domains[indices]
-    classes = len(SOURCES[data.name].classes)
-    whole = [
-        name for name in np.unique(domains)
-        if np.bincount(data.labels[indices[domains == name]], minlength=classes).min() >= ENOUGH
-    ]  # fmt: skip
-    if len(whole) > 1:
-        groups, how = domains, "leave one domain out"
-    else:
-        halves = np.random.default_rng(seed).permutation(np.unique(data.patients[indices]))
-        groups, how = np.where(np.isin(data.patients[indices], halves[::2]), "even", "odd"), "out of fold"
-    losses = np.zeros(len(indices))
-    for group in np.unique(groups):
-        rest, out = indices[groups != group], indices[groups == group]
-        seen = "+".join(np.unique(data.domains[rest])) + ("" if how == "leave one domain out" else f"-without-{group}")
-        network, _ = trained(data, Cell(data.name, f"seen-{seen}", BASE, seed), recipe, folder, rest)
-        losses[groups == group] = cross_entropy(outputs(network, data.images[out])[0], data.labels[out], 1.0)
-    return losses, how
 
 
 def means(stages: list[Floats]) -> list[Tensor]:
@@ -102,16 +76,16 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
     logits, stages, statistics = outputs(network, data.images)
     features = stages[-1]
     weight, bias = network.head.weight.detach().numpy(), network.head.bias.detach().numpy()
-    temperature = fit_temperature(logits[validation], data.labels[validation], np.full(len(validation), 1 / len(validation)))
+    temperature = temperature_of(logits[validation], data.labels[validation])
     losses = cross_entropy(logits, data.labels, temperature)
     wrong = logits.argmax(1) != data.labels
 
     def at(indices: NDArray[np.int64]) -> list[Floats]:
         return [part[indices] for part in stages]
 
-    sibling_losses, how = held_out_losses(data, train, recipe, cell.seed, folder)
+    siblings = held_out(data, train, validation, recipe, cell.seed, folder)
     steps = HEAD_STEPS[scale]
-    head = fit_loss_prediction(means(at(train)), torch.from_numpy(sibling_losses), 1.0, cell.seed, steps)
+    head = fit_loss_prediction(means(at(train)), torch.from_numpy(siblings.losses), 1.0, cell.seed, steps)
     own_losses = torch.from_numpy(cross_entropy(logits[validation], data.labels[validation], 1.0))
     own = fit_loss_prediction(means(at(validation)), own_losses, 1.0, cell.seed, steps)
     names = [str(name) for name in data.domains[train]]
@@ -132,12 +106,15 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
     judged = {name: judge(wrong[target], losses[target], doubt) for name, doubt in doubts.items()}
     judged["predicted loss, joint (its own network)"] = _joint(cell, data, recipe, folder, train, target)
     both = np.concatenate([validation, target])
-    unit = IsotonicRegression(out_of_bounds="clip").fit(loss[validation], losses[validation])
+    unit = isotonic(loss[validation], losses[validation])
+    expected = entropy(softmax(logits[target], temperature))
     return {
-        "key": cell.key, "data": cell.data, "target": cell.target, "seed": cell.seed, "siblings": how, "doubts": judged,
+        "key": cell.key, "data": cell.data, "target": cell.target, "seed": cell.seed, "siblings": siblings.how, "doubts": judged,
         "error": float(wrong[target].mean()), "n": len(target), "unseen_auroc": auroc(np.isin(both, target), far[both]),
-        "predicted_mean": float(unit.predict(loss[target]).mean()), "true_mean": float(losses[target].mean()),
-        "predicted_home": float(unit.predict(loss[validation]).mean()), "true_home": float(losses[validation].mean()),
+        "true_mean": float(losses[target].mean()), "predicted_mean": float(unit.predict(loss[target]).mean()),
+        "entropy_mean": float(expected.mean()), "unseen_mean": float(siblings.unit.predict(expected).mean()),
+        "true_home": float(losses[validation].mean()),
+        "predicted_home": said_at_home(loss[validation], losses[validation], data.patients[validation], cell.seed),
         **site_alarm(data, features, validation, target, TRIALS[scale], cell.seed),
         "cpu_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
@@ -224,9 +201,24 @@ def summarise(done: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
         for target in sorted({line["target"] for line in mine}):
             power = float(np.mean([line["alarm_power"] for line in mine if line["target"] == target]))
             goals.append(report.goal(f"{name}, {target}: power of the site alarm from {SCANS} scans", power, 0.95))
+        rows += gaps_of(mine)
+        if mine[0]["siblings"] == LEFT_OUT:
+            gain = next(row["mean"] for row in rows if row["data"] == name and row["metric"] == GAP and "low" in row)
+            goals.append(report.goal(f"{name}: gap between expected and true mean loss, softmax's own less ours", gain, 0.0))
         false = float(np.mean([line["alarm_false"] for line in mine]))
         goals.append(report.goal(f"{name}: 1 less the rate of false alarms on the known domains", 1 - false, 0.99))
     return rows, goals
+
+
+def gaps_of(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return how far each of the :data:`WAYS` is from the truth on the unseen domains of a data set, and a paired difference."""
+    gaps = {way: np.array([abs(line[way] - line["true_mean"]) for line in done]) for way in WAYS}
+    where = {"data": done[0]["data"], "target": "all", "metric": GAP, "n": len(done)}
+    mean, low, high = interval(gaps["entropy_mean"] - gaps["unseen_mean"])
+    return [
+        *(where | {"method": WAYS[way]} | _moments(list(values)) for way, values in gaps.items()),
+        where | {"method": f"{WAYS['entropy_mean']} less {WAYS['unseen_mean']}", "mean": mean, "low": low, "high": high},
+    ]  # fmt: skip
 
 
 def _moments(values: list[float]) -> dict[str, float]:
@@ -244,6 +236,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{row['mean']:.2f} ± {row['std']:.2f} ({row['n']})" if row else ""
 
     caught = [[doubt, *(figure(name, "all", "caught_20", doubt) for name in names)] for doubt in doubts]
+    said = [[way, *(figure(name, "all", GAP, way) for name in names)] for way in WAYS.values()]
     sites = [
         [name, target, *(figure(name, target, metric, method) for metric in OF_CELL)]
         for name, target, metric, method in found
@@ -251,6 +244,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     return (
         report.markdown(["errors caught, a fifth flagged (number of runs)", *names], caught)
+        + "\n\n"
+        + report.markdown(["gap between expected and true mean loss, nats (number of runs)", *names], said)
         + "\n\n"
         + report.markdown(["data", "unseen domain", *OF_CELL], sites)
     )

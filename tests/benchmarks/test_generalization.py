@@ -16,6 +16,7 @@ import torch
 from benchmarks import doubt, generalization, report
 from benchmarks.domain_training import Method, Run
 from benchmarks.domains import SOURCES, Domains, batches, change, spec, to_tensor
+from benchmarks.doubt_siblings import LEFT_OUT, held_out, isotonic, said_at_home
 from benchmarks.generalization import METHODS, RECIPES, Cell, cells, chosen, difference, interval, run_cell, summarise
 from models.networks.efficientnet import efficientnet_lite0
 from models.networks.normalization import gates
@@ -137,13 +138,32 @@ def test_a_cell_leaves_its_line_and_a_checkpoint_that_doubt_uses(tmp_path: Path)
 
 def test_domains_of_few_images_of_a_class_are_no_reason_to_leave_one_out(tmp_path: Path) -> None:
     data = drawn("cxr", each=40)
-    train = data.split("nih_chestxray", 0)[0]
-    assert doubt.held_out_losses(data, train, TINY, 0, tmp_path)[1] == "leave one domain out"
+    train, validation, _ = data.split("nih_chestxray", 0)
+    assert held_out(data, train, validation, TINY, 0, tmp_path).how == LEFT_OUT
     few = train[(data.domains[train] != "small") | (data.labels[train] == 1)]
     few = np.append(few, train[(data.domains[train] == "small") & (data.labels[train] == 0)][:3])
-    losses, how = doubt.held_out_losses(data, few, TINY, 1, tmp_path)
-    assert how == "out of fold"
-    assert (losses > 0).all()
+    found = held_out(data, few, validation, TINY, 1, tmp_path)
+    assert found.how == "out of fold"
+    assert (found.losses > 0).all()
+    assert (np.diff(found.unit.predict(np.linspace(0, np.log(2), 20))) >= 0).all()
+
+
+def test_what_is_said_at_home_was_not_fitted_to_the_same_patients() -> None:
+    scores, losses, patients = np.zeros(4), np.array([0.0, 0.0, 0.0, 2.0]), np.array(["a", "a", "a", "b"])
+    assert said_at_home(scores, losses, patients, 0) == (3 * 2.0 + 1 * 0.0) / 4
+    assert isotonic(scores, losses).predict(scores).mean() == losses.mean()  # control: fitted to the same, right whatever is said
+
+
+def test_gaps_are_compared_within_a_run() -> None:
+    ways = {"predicted_mean": 0.1, "entropy_mean": 0.5, "true_home": 0.2, "unseen_mean": 1.5}
+    lines = [{"data": "pacs", "true_mean": 1.0 + shift, **ways} for shift in (0.0, 0.25)]
+    rows = {row["method"]: row for row in doubt.gaps_of(lines)}
+    assert {way: rows[name]["mean"] for way, name in doubt.WAYS.items()} == pytest.approx({
+        "predicted_mean": 1.025, "entropy_mean": 0.625, "true_home": 0.925, "unseen_mean": 0.375,
+    })  # fmt: skip
+    (paired,) = (row for row in rows.values() if "low" in row)
+    assert paired["mean"] == pytest.approx(0.25)
+    assert paired["low"] < 0.25 < paired["high"]
 
 
 def test_going_on_runs_only_what_is_missing(tmp_path: Path, data_root: Path) -> None:
