@@ -188,6 +188,8 @@ def test_tasks_carry_what_is_needed_and_nothing_else(
     assert np.abs(pixels.astype(float) - read_image(scan(1)).pixels.astype(float) / 4095 * 255).max() < 1.01
     config = ElementTree.fromstring((tmp_path / "out" / "label_config.xml").read_text())
     assert [(each.tag, each.get("value")) for each in config.iter("Choice")] == [("Choice", "normal"), ("Choice", "pneumonia")]
+    left = ask(desk.site, "SELECT role, subject FROM audit WHERE action = 'labels_exported'")
+    assert left == [("command", waiting["image_sha256"])]
     assert predict(desk, found).status_code == 200
     assert cli.main(words) == 2  # it is there
 
