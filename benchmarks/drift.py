@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from benchmarks import report
-from models.batch import DEFAULT_MODEL
-from models.card import read_package
+from models.card import DEFAULT_MODEL, read_package
 from models.drift import ALARM, REFERENCE, replay
 from models.imaging import read_image
 from models.predictor import Predictor

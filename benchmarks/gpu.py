@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.resnet18 import resnet18
-from models.batch import ZOO
-from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, read_package
+from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ZOO, read_package
 from models.predictor import CUDA, Graph
 
 NO_GPU = 3

@@ -19,8 +19,7 @@ from scipy import stats
 
 from benchmarks import report
 from models import certificate
-from models.batch import ZOO
-from models.card import Finding, ModelCard, read_package
+from models.card import ZOO, Finding, ModelCard, read_package
 from models.certificate import Answers, View, triage
 from models.estimates import Sample
 from models.thresholds import beginning

@@ -24,8 +24,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from benchmarks import report
 from benchmarks.training_speed import side_by_side
-from models.batch import ZOO, read_file
-from models.card import GRAPH_INPUT, GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ModelCard, read_package
+from models.batch import read_file
+from models.card import GRAPH_INPUT, GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ZOO, ModelCard, read_package
 from models.errors import Refusal
 from models.image import Image
 from models.predictor import Graph, Predictor

@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import report
-from models.batch import DEFAULT_MODEL, find_files, load_model, predict_file
+from models.batch import find_files, load_model, predict_file
+from models.card import DEFAULT_MODEL
 from service.score_rows import rows_of
 
 SCALES = {"smoke": (24, 1), "small": (10_000, 3)}

@@ -10,8 +10,6 @@ from typing import Literal
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from models.annotation import Annotation, Coordinates
 
@@ -132,6 +130,10 @@ def _pairs(mine: NDArray[np.object_], theirs: NDArray[np.object_]) -> int:
     """Return the size of the largest one-to-one pairing of objects that may be one."""
     if not len(mine) or not len(theirs):
         return 0
+    # Here, because they take a quarter of a second to import, and the service stores many labels before it compares two
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     left, right = shapely.STRtree(theirs).query(mine, predicate="dwithin", distance=MARK_DISTANCE)
     a, b = mine[left], theirs[right]
     both_outlines = (shapely.area(a) > 0) & (shapely.area(b) > 0)

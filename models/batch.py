@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
-from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, InputSpec, ModelCard, SegmenterCard, read_package
+from models.card import DEFAULT_MODEL, GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, InputSpec, ModelCard, SegmenterCard, read_package
 from models.command import command_parser
 from models.durable import write_whole
 from models.errors import Refusal
@@ -23,6 +23,7 @@ from models.imaging import read_image
 from models.predictor import Graph, Predictor
 from models.preprocess import check_accepted
 from models.triage import Judgement, called_objects, judge, positives
+from models.uncertainty import predicted_loss_unseen
 
 if TYPE_CHECKING:
     from models.segmenter import SegmenterPredictor
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
 
 AnyPredictor: TypeAlias = "Predictor | SegmenterPredictor"
 
-ZOO = Path(__file__).parent / "zoo"
-DEFAULT_MODEL = ZOO / "cxr-pneumonia"
 SUFFIXES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""}
 """File endings that a folder is searched for; DICOM files often have none. A file named outright is always read."""
 
 
 QUANTITIES = ("count", "density_per_mm2", "density_per_megapixel", "area_fraction")
 """What a table says of a segmenter's objects; of the densities only one is known."""
+UNSEEN = "predicted_loss_unseen"
 DOUBTS = ("predicted_loss", "loss_percentile", "domain_distance", "domain_percentile", "entropy")
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
@@ -217,6 +217,7 @@ def classified(image: Image, predictor: Predictor, notes: list[str]) -> dict[str
     row = _identity(image, predictor)
     for label, positive in positives(prediction, predictor.card, judgement.verdict).items():
         row |= {f"probability_{label}": prediction.probabilities[label], f"positive_{label}": positive}
+    row[UNSEEN] = predicted_loss_unseen(prediction.entropy, predictor.card.calibration)
     return row | _doubts(prediction, judgement)
 
 
@@ -240,6 +241,7 @@ def segmented(
 def _columns(predictor: AnyPredictor) -> list[str]:
     if isinstance(predictor, Predictor):
         said = [f"{kind}_{item.label}" for item in predictor.card.output.findings for kind in ("probability", "positive")]
+        said.append(UNSEEN)
     else:
         said = list(QUANTITIES)
     return ["file", "image_sha256", "model", "model_sha256", *said, *DOUBTS, "verdict", "reasons", "error", "detail"]

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from models.errors import Refusal
 
+ZOO = Path(__file__).parent / "zoo"
+"""The packages that are shipped."""
+DEFAULT_MODEL = ZOO / "cxr-pneumonia"
 SCHEMA_VERSION = 1
 GRAPH_INPUT = "image"
 GRAPH_OUTPUTS = ("logits", "features", "loss_score", "domain_distance", "heatmap")
@@ -28,6 +31,7 @@ SEGMENTER_OUTPUTS = ("foreground_logits", "features", "loss_score", "domain_dist
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Percentile = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Knots = Annotated[tuple[tuple[Finite, Annotated[float, Field(ge=0, allow_inf_nan=False)]], ...], Field(min_length=2)]
 
 
 class _Strict(BaseModel):
@@ -96,22 +100,16 @@ class ObjectSpec(_Strict):
 
     Attributes
     ----------
-    label : str
-        What an object is, such as "nucleus".
-    threshold : float
-        Foreground probability from which on a pixel belongs to an object.
+    label, threshold : str, float
+        What an object is, such as "nucleus", and the foreground probability from which on a pixel belongs to one.
     separation : "distance_watershed"
         Touching objects: watershed of the smoothed distance to the background, from its peaks.
     smoothing : float, pixels
         Standard deviation of the Gaussian over the distance.
-    peak_distance : int, pixels
-        Least distance of two peaks.
-    min_area : int, pixels
-        Smaller objects are dropped.
-    overlap : int, pixels
-        Of neighbouring tiles.
-    max_pixels : int
-        Most pixels of an image or region.
+    peak_distance, overlap : int, pixels
+        Least distance of two peaks, and overlap of neighbouring tiles.
+    min_area, max_pixels : int, pixels
+        Smaller objects are dropped; larger images or regions are refused.
     rule : str
         On what, and how, these were chosen.
     """
@@ -135,27 +133,29 @@ class Calibration(_Strict):
     temperature : float
         Logits are divided by it before the softmax.
     loss_knots : tuple of (score, loss)
-        Monotone piecewise-linear map from the raw loss score to the expected loss in nats; constant beyond its ends.
+        Monotone piecewise-linear map from the raw loss score to the expected loss in nats, constant beyond its ends.
     loss_quantiles, domain_quantiles : tuple of float
         101 quantiles (0%, 1%, ..., 100%) of the raw loss score and of the domain distance in the calibration set.
-    n : int
-        Images in the calibration set.
-    method : str
-        On what the loss was fitted, in a sentence.
+    n, method : int, str
+        Images in the calibration set, and on what the loss was fitted.
+    unseen_loss_knots : tuple of (entropy, loss), or None
+        The same from the softmax's entropy for images of unseen domains, by the errors of siblings there; None without any.
     """
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    loss_knots: Annotated[tuple[tuple[Finite, Annotated[float, Field(ge=0, allow_inf_nan=False)]], ...], Field(min_length=2)]
+    loss_knots: Knots
     loss_quantiles: Annotated[tuple[Finite, ...], Field(min_length=101, max_length=101)]
     domain_quantiles: Annotated[tuple[Finite, ...], Field(min_length=101, max_length=101)]
     n: Annotated[int, Field(ge=1)]
     method: str
+    # Absent rather than null: the bytes of cards released before must stay what they are
+    unseen_loss_knots: Annotated[Knots | None, Field(exclude_if=lambda knots: knots is None)] = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Calibration:
-        scores, losses = zip(*self.loss_knots, strict=True)
-        if any(a >= b for a, b in pairwise(scores)) or any(a > b for a, b in pairwise(losses)):
-            raise ValueError("loss_knots must increase in score and not decrease in loss")
+        for knots in (self.loss_knots, self.unseen_loss_knots or ()):
+            if any(a[0] >= b[0] or a[1] > b[1] for a, b in pairwise(knots)):
+                raise ValueError("loss_knots and unseen_loss_knots must increase in score and not decrease in loss")
         if any(a > b for table in (self.loss_quantiles, self.domain_quantiles) for a, b in pairwise(table)):
             raise ValueError("quantiles must not decrease")
         return self
@@ -286,7 +286,7 @@ def read_package(folder: Path) -> tuple[ModelCard | SegmenterCard, bytes, str]:
     -------
     card : ModelCard or SegmenterCard
     graph : bytes
-        The verified bytes of ``model.onnx`` (verified bytes are returned, so that nothing is read twice).
+        Of ``model.onnx``, verified: returned, so that nothing is read twice.
     sha256 : str
         SHA-256 of ``card.json``.
 

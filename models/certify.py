@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import models
-from models.batch import DEFAULT_MODEL
-from models.card import ModelCard
+from models.card import DEFAULT_MODEL, ModelCard
 from models.certificate import Answers, View, compare, figures, predictive_limits, triage
 from models.certificate_page import page
 from models.command import command_parser

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from models.command import command_parser
-from models.example_set import write_set
+from models.durable import write_whole
 
 ROWS, COLUMNS, SPACING_MM = 1024, 1024, 0.35
 FILE_NAME = "chest-phantom.dcm"
@@ -174,7 +174,7 @@ def write_examples(folder: Path) -> list[Path]:
     """Write the drawn chest and the drawn tissue into a folder that exists, and return where they are, in this order."""
     drawn = {FILE_NAME: chest_phantom, TISSUE_NAME: tissue_phantom}
     for name, draw in drawn.items():
-        (folder / name).write_bytes(draw())
+        write_whole(folder / name, draw())  # the service takes one that is there for whole
     return [folder / name for name in drawn]
 
 
@@ -197,6 +197,8 @@ def main(argv: list[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     written = write_examples(options.out)
     if options.set is not None:
+        from models.example_set import write_set  # what it draws with takes long to import
+
         written.append(write_set(options.set, chest_attenuation()))
     for path in written:
         print(path)

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import DEFAULT_MODEL, DOUBTS, find_files
+from models.batch import DOUBTS, find_files
+from models.card import DEFAULT_MODEL
 from models.command import command_parser
 from models.durable import write_whole
 from models.errors import Refusal

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import vq
-from scipy.spatial.distance import cdist
 
 from models.errors import Refusal
 
@@ -109,6 +107,8 @@ def core_set(features: Floats, labelled: Floats, budget: int) -> Indices:
     _checked(budget, features)
     _checked(budget, labelled)
     features = features.astype(np.float64)
+    from scipy.spatial.distance import cdist  # slow to import, and what the service chooses by does not need it
+
     nearest = np.full(len(features), np.inf)
     for start in range(0, len(labelled), 512):
         nearest = np.minimum(nearest, cdist(features, labelled[start : start + 512], "sqeuclidean").min(axis=1))
@@ -280,6 +280,8 @@ def _sampler(seed: int) -> Callable[[Floats], int]:
 
 def _kmeans(points: Floats, clusters: int, seed: int) -> Indices:
     """Return the cluster of every point, shape (N,); a cluster that loses its points keeps its place."""
+    from scipy.cluster.vq import vq
+
     first = int(np.random.default_rng(seed).integers(len(points))) if len(points) else None
     centres = points[_spread(_distance(points), np.full(len(points), np.inf), clusters, _sampler(seed), first)]
     cluster = np.zeros(len(points), dtype=np.int64)
@@ -295,6 +297,8 @@ def _kmeans(points: Floats, clusters: int, seed: int) -> Indices:
 
 
 def _most_typical(points: Floats) -> int:
+    from scipy.spatial.distance import cdist
+
     nearest = max(1, min(NEIGHBOURS, len(points) // 2))
     distances = np.sort(cdist(points, points), axis=1)[:, 1 : nearest + 1]  # the first is the point itself
     return int(distances.sum(axis=1).argmin())

@@ -8,17 +8,18 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from models.errors import Refusal
 from service.access import PEOPLE, ROLES, Caller
-from service.heads import PEER
 from service.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
     from service.analysis import Site
 
+PEER = "overread.peer"
+"""Key of a request's scope: (address, port) of who connected; uvicorn lets a header of the request change its ``client``."""
 STUDIO = "/v1/label-studio/"
 """Routes on which a token may come as the password of Basic authentication: Label Studio knows no other."""
 CSRF_HEADER = "x-overread-request"

@@ -13,13 +13,12 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from models.errors import Refusal
+from service.callers import PEER
 from service.schemas import problem
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 10.0
 MAX_UNREAD_BYTES = 1024 * 1024
-PEER = "overread.peer"
-"""Key of a request's scope: (address, port) of who connected; uvicorn lets a header of the request change its ``client``."""
 
 
 class _Patient:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from models.batch import DEFAULT_MODEL, load_model
-from models.card import ModelCard, SegmenterCard
+from models.batch import load_model
+from models.card import DEFAULT_MODEL, ModelCard, SegmenterCard
 from models.command import command_parser
 from models.errors import Refusal
 from service.arrivals import OUTSIDE

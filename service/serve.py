@@ -4,31 +4,61 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.batch import open_package
-from models.card import ModelCard, SegmenterCard
+from models.card import ModelCard, SegmenterCard, read_package
 from models.command import command_parser
-from models.example import write_examples
 from service.access import Access, check_bind
 from service.callers import Proxy
 from service.settings import child_environment, read_settings
 
+if TYPE_CHECKING:
+    from models.signature import PublicKey
+
 GRACE_SECONDS = 25
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ("chest-phantom.dcm", "tissue-phantom.png")
+"""What ``overread example`` writes."""
 
 
-def _write_examples(state: Path) -> list[Path]:
-    """Write the drawn images, so that the lines printed at the start work as they stand, on a machine without any scan."""
+def _read_card(folder: Path, trusted: Sequence[PublicKey]) -> ModelCard | SegmenterCard:
+    """Verify a package and return its card. Its graph, which is what was released, is loaded by the workers alone."""
+    card, _, _ = read_package(folder)
+    if trusted:
+        from models.signature import verify  # most sites need no cryptography
+
+        verify(folder, card, trusted)
+    return card
+
+
+def _examples(state: Path) -> list[Path]:
+    """Have images drawn, so that the lines printed at the start work as they stand, on a machine without any scan.
+
+    They are drawn beside the start, which takes longer, and only where they are not there.
+    """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)  # results and tokens will lie in it
-    folder = state / "example"
+    folder = state.absolute() / "example"
     folder.mkdir(exist_ok=True)
-    return [path.absolute() for path in write_examples(folder)]
+    files = [folder / name for name in EXAMPLES]
+    if not all(file.exists() for file in files):
+        between = os.fork()  # which ends at once: the children of a service are its workers, and nobody else waits for this one
+        if not between:
+            try:
+                command = [sys.executable, "-m", "models.cli", "example", "--out", str(folder)]
+                subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603  (ours)
+            finally:
+                os._exit(0)
+        os.waitpid(between, 0)
+    return files
 
 
 def _lines_to_try(cards: list[ModelCard | SegmenterCard], state: Path, url: str) -> list[str]:
     """Return a command for the first model of each kind that is served; the first of all is the default and needs no name."""
-    chest, tissue = _write_examples(state)
+    chest, tissue = _examples(state)
     lines: dict[str, str] = {}
     for card in cards:
         media_type, file = ("image/png", tissue) if card.task == "segmentation" else ("application/dicom", chest)
@@ -60,7 +90,7 @@ def main(argv: list[str]) -> int:
     access.check_sites(settings.sites)
     check_bind(options.host, access)
     trusted = settings.trusted()
-    cards = [open_package(folder, trusted)[0] for folder in settings.models]
+    cards = [_read_card(folder, trusted) for folder in settings.models]
     host = "127.0.0.1" if options.host == "localhost" else options.host
     url = f"http://{host}:{options.port}"
     print(
@@ -70,6 +100,6 @@ def main(argv: list[str]) -> int:
     )
     print(*_lines_to_try(cards, settings.state, url), sep="\n", flush=True)
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Overread", "--host", host, "--port", str(options.port)]
-    command += ["--timeout-graceful-shutdown", str(GRACE_SECONDS), "--working-dir", str(Path(__file__).parents[1])]
+    command += ["--timeout-graceful-shutdown", str(GRACE_SECONDS), "--working-dir", str(ROOT)]
     environment = child_environment(settings.state.absolute(), options.workers, options.port)
     os.execve(sys.executable, command, environment)  # noqa: S606  (no shell; the arguments are ours)

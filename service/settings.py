@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from models.batch import DEFAULT_MODEL, ZOO
-from models.card import Percentile, Triage
+from models.card import DEFAULT_MODEL, ZOO, Percentile, Triage
 from models.errors import Refusal
 from service.server import DatabaseUrl, Server, read_secret
 

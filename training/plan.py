@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.batch import DEFAULT_MODEL
+from models.card import DEFAULT_MODEL
 from models.command import command_parser
 from models.durable import write_whole
 from models.errors import Refusal

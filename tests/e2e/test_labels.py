@@ -18,8 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.batch import ZOO
-from models.card import read_package
+from models.card import ZOO, read_package
 from models.label_package import read_label_package
 from tests.conftest import ROOT
 from training import classifier

@@ -14,8 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.batch import DEFAULT_MODEL
-from models.card import read_package
+from models.card import DEFAULT_MODEL, read_package
 from models.drift import REFERENCE, replay
 from service.arrivals import Arrivals, Position
 from service.promotion import Desk

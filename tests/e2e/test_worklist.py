@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models.batch import DEFAULT_MODEL
+from models.card import DEFAULT_MODEL
 from service.tokens import add_token
 from tests.e2e.conftest import query
 from tests.e2e.test_kills import wait_for

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.batch import ZOO
-from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, read_package
+from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ZOO, read_package
 from models.microbatch import MicroBatches
 from models.predictor import Graph
 

@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 
-from models.batch import DEFAULT_MODEL
+from models.card import DEFAULT_MODEL
 from models.image import Image
 from models.imaging import read_image
 from models.predictor import Predictor

@@ -11,8 +11,7 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
-from models.batch import ZOO
-from models.card import read_package
+from models.card import ZOO, read_package
 from service.access import ACCESS
 from service.analysis import Site
 from service.api import HANDLERS, HEADERS

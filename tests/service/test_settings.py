@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.batch import ZOO
-from models.card import Triage
+from models.card import ZOO, Triage
 from models.errors import Refusal
 from service.settings import PROXIES, Settings, child_environment, drop_proxies, read_settings, shipped_models, triage_sha256
 
