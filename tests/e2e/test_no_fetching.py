@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.access import ACCESS
+from service.openapi import document
 from service.settings import PROXIES
+from tests.routes import URLS
+
+
+def filled(schema: dict[str, Any], url: str) -> Any:
+    """Return what a schema describes, with a URL for every string in it."""
+    if "$ref" in schema:
+        return filled(document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]], url)
+    for one in ("anyOf", "oneOf"):
+        if one in schema:
+            return filled(schema[one][0], url)
+    if schema.get("type") == "object" or "properties" in schema:
+        return {name: filled(part, url) for name, part in schema.get("properties", {}).items()} | {"url": url, "image": url}
+    if schema.get("type") == "array":
+        return [filled(schema.get("items", {}), url)]
+    return {"number": 1.0, "integer": 1, "boolean": True}.get(schema.get("type", ""), url)
+
+
+def elsewhere(url: str, draw_dicom: Callable[..., bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (path, request) of each other route that takes a body, with a URL wherever a string can stand."""
+    for method, route in ACCESS:
+        if method == "POST":
+            content = document()["paths"][route]["post"].get("requestBody", {}).get("content", {})
+            schema = content.get("application/json", {}).get("schema", {"type": "object"})
+            given = filled(schema, url) | {"hostname": url, "access_token": url, "data": {"image": url}, "file_upload": url}
+            for body in (
+                given,
+                given | {"tasks": [given]},
+                {"tasks": [{"data": {"image": url, "result_id": "0" * 64}}]},
+                [url],
+                url,
+            ):
+                yield URLS[route], {"json": body, "headers": {"x-overread-request": url}}
+    part = draw_dicom(5, RetrieveURL=url, RetrieveURI=url, PixelDataProviderURL=url)
+    head = f"--bb\r\nContent-Type: application/dicom\r\nContent-Location: {url}\r\n\r\n".encode()
+    for kind in ("application/dicom", "application/dicom+json"):
+        study = {"content-type": f'multipart/related; type="{kind}"; boundary=bb', "content-location": url}
+        for body in (part, f'[{{"7FE00010": {{"vr": "OW", "BulkDataURI": "{url}"}}}}]'.encode()):
+            yield "/v1/dicomweb/studies", {"content": head + body + b"\r\n--bb--\r\n", "headers": study}
 
 
 def requests_with(url: str, image: bytes, draw_dicom: Callable[..., bytes]) -> list[dict[str, Any]]:
@@ -77,6 +117,10 @@ def test_nothing_connects(
     with httpx.Client(trust_env=False, timeout=30) as client:
         for request in requests_with(target, draw(3), draw_dicom):
             response = client.post(f"{tested.url}/v1/predict", **request)
+            assert response.status_code < 500
+            assert target not in response.text
+        for path, request in elsewhere(target, draw_dicom):
+            response = client.post(tested.url + path, **request)
             assert response.status_code < 500
             assert target not in response.text
         for path in (f"/{target}", f"/v1/results/{target}", f"/v1/models?url={target}"):
