@@ -9,7 +9,7 @@ from benchmarks.nuclei_training import FOLDS, Marks, Method
 SEEDS = (0, 1, 2)
 TEST_FOLDS = {"dsb18": (0,), "monuseg": tuple(range(FOLDS))}
 CURVE_FOLD = 0
-"""Where less is annotated, in both sets of images."""
+"""Where less is annotated, or otherwise, in both sets of images."""
 POINTS, VORONOI = Method("points", "points"), Method("+ Voronoi", "voronoi")
 CLUSTER = Method("+ clusters", "cluster")
 EDGES = Method("PseudoEdgeNet without h", "voronoi", "pseudo_edge")
@@ -24,6 +24,12 @@ NOISY = (
     Marks("10% of points doubled", doubled=0.1),
 )
 """What may go wrong when nuclei are marked, of the combined supervision."""
+OTHERWISE = (
+    Marks("scribbles", strokes=True),
+    Marks("10% of points", missing=0.9, complete=False),
+    Marks("points of a region with 10%", share=0.1),
+)
+"""Other ways to mark, of the combined supervision, in one fold: strokes, and an image that is annotated in part."""
 SHARES = {MASKS: (0.125, 0.25, 0.5), COMBINED: (0.25, 0.5)}
 """Of the training images that are annotated, beside all of them."""
 
@@ -60,6 +66,7 @@ def cells(scale: str) -> list[Cell]:
             places = [(data, CURVE_FOLD) for data in TEST_FOLDS]
         found += [Cell(*place, method, EXACT, 1.0, seed) for place in places for method in METHODS]
         found += [Cell(*place, COMBINED, marks, 1.0, seed) for place in places for marks in NOISY]
+        found += [Cell(data, CURVE_FOLD, COMBINED, marks, 1.0, seed) for data in TEST_FOLDS for marks in OTHERWISE]
         found += [
             Cell(data, CURVE_FOLD, method, EXACT, share, seed)
             for data in TEST_FOLDS for method, shares in SHARES.items() for share in shares

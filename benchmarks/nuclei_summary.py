@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import nuclei_cells, report
 from benchmarks.nuclei_cells import ATTENTION, COMBINED, CURVE_FOLD, MASKS, METHODS, TEST_FOLDS, Cell
-from benchmarks.nuclei_cells import NOISY as MARKS
 from benchmarks.nuclei_scores import METRICS, RULE, at_minutes, interval
 
 Line = dict[str, Any]
 IOU, AJI = METRICS[0], METRICS[2]
 TITLES = dict(zip(METRICS, ("IoU", "Dice", "AJI", "PQ", "F1"), strict=True))
-NOISY = tuple(Cell("", 0, COMBINED, marks, 1.0, 0).row for marks in MARKS)
+NOISY, OTHERWISE = (
+    tuple(Cell("", 0, COMBINED, marks, 1.0, 0).row for marks in part) for part in (nuclei_cells.NOISY, nuclei_cells.OTHERWISE)
+)
 ROWS = (*(method.name for method in METHODS), *NOISY)
 PAIRED = "paired by image and run; 95%: bootstrap of seeds and of groups of images"
 Samples = list[tuple[int, str, float, float]]
@@ -69,6 +70,7 @@ def summarise(done: list[Line]) -> tuple[list[dict[str, Any]], list[dict[str, An
         for row, lines in table.items():
             rows += [{"data": data, "row": row, "metric": name, **figures(lines, name), "rule": RULE} for name in METRICS]
         rows += _differences(data, table)
+        rows += _otherwise(done, data)
         rows += _curve(done, data) + _equal_minutes(done, data)
         goals += _goals(data, rows)
     return rows, goals
@@ -97,6 +99,24 @@ def _differences(data: str, table: dict[str, list[Line]]) -> list[dict[str, Any]
             share = samples(table[row], table[MASKS.name], metric, ratio=True)
             if share and row != MASKS.name:
                 rows.append(_difference(data, row, share, metric, "share of full masks'"))
+    return rows
+
+
+def _otherwise(done: list[Line], data: str) -> list[dict[str, Any]]:
+    """Return what other ways to mark reach, the combined supervision by exact points beside them, and how they differ."""
+    rows = []
+    exact, where = lines_of(done, data, COMBINED.name, fold=CURVE_FOLD), {"fold": CURVE_FOLD, "one_fold": True}
+    table = {row: lines for row in OTHERWISE if (lines := lines_of(done, data, row))}
+    if table and exact:
+        for row, lines in {COMBINED.name: exact, **table}.items():
+            rows += [
+                {"data": data, "row": row, **where, "metric": name, **figures(lines, name), "rule": RULE} for name in METRICS
+            ]
+    for row, lines in table.items():
+        for metric in (IOU, AJI):
+            apart = samples(lines, exact, metric, ratio=False)
+            if apart:
+                rows.append(_difference(data, f"{row} less {COMBINED.name}", apart, metric, "difference") | where)
     return rows
 
 
@@ -168,25 +188,39 @@ def page(rows: list[dict[str, Any]], goals: list[dict[str, Any]]) -> str:
     """Return the Markdown of the page on nuclei: a table a set of images, what can be told apart, budgets, goals."""
     parts = []
     for data in TEST_FOLDS:
-        found = {(row["row"], row["metric"]): row for row in rows if row["data"] == data and "share" not in row}
+        mine = [row for row in rows if row["data"] == data and "share" not in row]
+        found = {(row["row"], row["metric"]): row for row in mine if "one_fold" not in row}
         names = [name for name in ROWS if (name, IOU) in found]
         if not names:
             continue
-        lines = [
-            [name, f"{found[name, IOU]['minutes']:.0f}"]
-            + [f"{found[name, metric]['mean']:.3f} ± {found[name, metric]['std']:.3f}" for metric in METRICS]
-            + [f"{found[key]['mean']:.0%}" if (key := (name, f"{IOU}, share of full masks'")) in found else ""]
-            for name in names
-        ]
+        shares = {name: found.get((name, f"{IOU}, share of full masks'")) for name in names}
+        lines = [[*_cells(found, name), f"{share['mean']:.0%}" if share else ""] for name, share in shares.items()]
         first = found[names[0], IOU]
         parts.append(f"`{data}`, {first['n']} test images, {first['seeds']} runs of each:")
         parts.append(report.markdown(["trained with", "expert minutes", *TITLES.values(), "IoU, of full masks'"], lines))
         parts.append(report.markdown(["IoU", "difference (95% interval)", ""], _order(found)))
+        parts += _page_otherwise({(row["row"], row["metric"]): row for row in mine if "one_fold" in row})
         parts += [
             f"At equal expert minutes ({row['minutes']:.0f}), points less masks: IoU {_span(row)}."
             for (_, metric), row in found.items() if metric.endswith("at equal expert minutes")
         ]  # fmt: skip
     return "\n\n".join([*parts, report.verdicts(goals)])
+
+
+def _cells(found: dict[tuple[str, str], dict[str, Any]], name: str) -> list[str]:
+    values = [found[name, metric] for metric in METRICS]
+    return [name, f"{values[0]['minutes']:.0f}", *(f"{value['mean']:.3f} ± {value['std']:.3f}" for value in values)]
+
+
+def _page_otherwise(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """Return the table of other ways to mark, in one fold; nothing as long as none is finished."""
+    names = [name for name in (COMBINED.name, *OTHERWISE) if (name, IOU) in found]
+    if not names:
+        return []
+    keys = {name: (f"{name} less {COMBINED.name}", f"{IOU}, difference") for name in names}
+    lines = [[*_cells(found, name), _span(found[keys[name]]) if keys[name] in found else ""] for name in names]
+    text = f"Marked otherwise, or in part, in fold {CURVE_FOLD + 1} alone, {found[names[0], IOU]['n']} test images:"
+    return [text, report.markdown(["trained with", "expert minutes", *TITLES.values(), "IoU less that of exact points"], lines)]
 
 
 def _order(found: dict[tuple[str, str], dict[str, Any]]) -> list[list[str]]:

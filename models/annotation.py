@@ -60,12 +60,15 @@ class Annotation:
     region : ndarray, float64, shape (V, 2), or None
         The part in which every nucleus was marked, including those that only reach into it; None is the whole image.
         A polygon like those above.
+    complete : bool
+        Whether every nucleus of the region is marked. If not, a part without a mark says nothing.
     """
 
     points: Coordinates = field(default_factory=lambda: np.empty((0, 2)))
     scribbles: tuple[Scribble, ...] = ()
     polygons: tuple[Coordinates, ...] = ()
     region: Coordinates | None = None
+    complete: bool = True
 
 
 def read_annotation(path: Path, rows: int, columns: int) -> Annotation:

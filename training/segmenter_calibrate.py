@@ -23,7 +23,7 @@ from training.segmenter_config import SegmenterConfig, read_segmenter_run
 from training.segmenter_data import Objects, Tissue
 from training.segmenter_export import cut, load_run_tissues
 from training.sources import Sources
-from training.weak_labels import voronoi_labels
+from training.weak_labels import known_region, marked_nuclei, voronoi_labels
 
 MAX_PIXELS = 16_000_000
 THRESHOLDS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7, 0.25, 0.75, 0.2, 0.8)
@@ -64,11 +64,22 @@ def run_graph(graph: Graph, tissue: Tissue, config: SegmenterConfig) -> Found:
 
 
 def point_f1(tissue: Tissue, labels: Objects) -> float:
-    """Return 2 TP / (points + objects), TP being the objects that hold exactly one point: what points alone can say."""
-    rows, columns = labels.shape
-    x, y = np.minimum(np.floor(tissue.annotation.points).astype(int), (columns - 1, rows - 1)).T
-    held = np.bincount(labels[y, x], minlength=labels.max(initial=0) + 1)[1:]
-    total = len(x) + len(held)
+    """Return 2 TP / (marks + objects), TP being the objects that hold exactly one mark: what marks alone can say.
+
+    An object holds the points in it, and the strokes and outlines that have most of their pixels in it. Where only some nuclei
+    are marked, none but the objects that hold a mark count; where all nuclei of a region are, the objects that reach into it too.
+    """
+    marks, count = marked_nuclei(tissue.annotation, *labels.shape), int(labels.max(initial=0)) + 1
+    at = marks > 0
+    pairs, pixels = np.unique(marks[at] * np.int64(count) + labels[at], return_counts=True)
+    mark, held_by = np.divmod(pairs, count)
+    order = np.lexsort((pixels, mark))
+    last = np.append(mark[order][1:] != mark[order][:-1], np.ones(min(1, len(mark)), bool))
+    held = np.bincount(held_by[order][last], minlength=count)[1:]
+    judged = held > 0
+    if tissue.annotation.complete:
+        judged |= np.bincount(labels[known_region(tissue.annotation, *labels.shape)], minlength=count)[1:] > 0
+    total = np.count_nonzero(last) + np.count_nonzero(judged)
     return float(2 * (held == 1).sum() / total) if total else 1.0
 
 

@@ -22,12 +22,14 @@ from models.preprocess import check_accepted, in_channels, intensity_range
 from models.segmenter import display_values
 from training.data import SPLITS
 from training.segmenter_config import SegmenterConfig
+from training.simulated_annotations import simulate_points
 from training.sources import Sources, Table, as_sources
-from training.weak_labels import simulate_points
 
 COLUMNS = ("image", "domain")
 MERGED = "binary_cc"
 """A ``label_kind``: touching objects have one label. Such maps are good to train on, never to measure by."""
+ALL, SOME = "all", "some"
+"""Of the nuclei: what the column ``marked`` says of points. Some are good to train on, never to measure by."""
 LOOK_ALIKE = 0.3
 """Optical density: images of one domain whose quantiles lie nearer are taken for parts of one slide."""
 
@@ -82,13 +84,17 @@ class Tissues:
 
 
 def split_of(tissue: Tissue, config: SegmenterConfig) -> str:
-    """Return the split of an image: by its group as :func:`training.data.split_of`, but never measured by merged masks."""
+    """Return the split of an image: by its group as :func:`training.data.split_of`.
+
+    But merged masks, and marks of some nuclei only, are trained on and never measured by.
+    """
     digest = hashlib.sha256(f"{config.seed}:{tissue.group}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     train, calibration, _ = config.fractions
     split = SPLITS[int(position >= train) + int(position >= train + calibration)]
     merged = tissue.objects is None and tissue.foreground is not None
-    return "train" if merged else split
+    some = tissue.objects is None and not tissue.annotation.complete
+    return "train" if merged or some else split
 
 
 def _invalid(number: int, what: str) -> Refusal:
@@ -105,7 +111,8 @@ def read_tissues(source: Path | Sources, config: SegmenterConfig) -> Tissues:
         background, 1..N objects) or points (an annotation as :func:`models.annotation.read_annotation` reads it); where both
         are filled in, points are the annotation and the map is what is measured by. Without points they are simulated from the
         map. Optional: patient (or slide: images of one stay together; where it is empty, images that look alike do),
-        label_kind. An image of a label package is the one that it was made from.
+        label_kind, marked (of points: "some" where not every nucleus of the image, or of the region, is marked). An image of a
+        label package is the one that it was made from.
     config : SegmenterConfig
 
     Raises
@@ -173,12 +180,18 @@ def _read(number: int, record: dict[str, str], folder: Path, config: SegmenterCo
         raw = (folder / record["label_map"]).read_bytes()
         digest.update(raw)
         label_map = _label_map(folder / record["label_map"], rows, columns, number)
+    marked = record.get("marked", "")
+    if marked not in ("", ALL, SOME) or (marked == SOME and not record.get("points")):
+        raise _invalid(number, f"its column marked is neither {ALL} nor, beside points, {SOME}.")
     if record.get("points"):
         try:
             annotation = read_annotation(folder / record["points"], rows, columns)
         except Refusal as refusal:
             raise _invalid(number, f"in its annotation, {refusal.detail}") from refusal
         digest.update((folder / record["points"]).read_bytes())
+        if marked == SOME:
+            annotation = replace(annotation, complete=False)
+            digest.update(marked.encode())
     elif label_map is not None:
         annotation = simulate_points(label_map, config.seed)
     else:

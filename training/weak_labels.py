@@ -2,7 +2,8 @@
 
 All label arrays are int8 of shape (rows, columns). What was drawn (outlines, strokes) is taken as it is; an outline or a stroke
 on a nucleus stands for its nucleus like a point does. Outside the annotated region everything is IGNORE. No nucleus marked at
-all means that there is none: then the region is background.
+all means that there is none: then the region is background. Where an annotation says that only some nuclei are marked
+(:attr:`models.annotation.Annotation.complete`), nothing is background for being far from marks, or halfway between two of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_closing, distance_transform_edt, label
-from skimage.draw import line, polygon2mask
+from skimage.draw import line, polygon
 from skimage.segmentation import find_boundaries
 from sklearn.cluster import KMeans
 
@@ -21,7 +22,6 @@ from models.annotation import Annotation
 
 Bools = NDArray[np.bool_]
 Coordinates = NDArray[np.float64]
-Labels = NDArray[np.integer[Any]]
 WeakLabels = NDArray[np.int8]
 IGNORE = -1
 
@@ -43,7 +43,7 @@ def point_labels(annotation: Annotation, rows: int, columns: int, radius: float)
     radius : float, pixels
         Between pixel centres; 0 is the point's pixel alone.
     """
-    labels = np.full((rows, columns), IGNORE if _sites(annotation, rows, columns).any() else 0, np.int8)
+    labels = _blank(annotation, marked_nuclei(annotation, rows, columns))
     labels[_near_points(annotation, rows, columns, radius)] = 1
     return _finished(labels, annotation)
 
@@ -52,7 +52,8 @@ def voronoi_labels(annotation: Annotation, rows: int, columns: int) -> WeakLabel
     """Return background on the lines halfway between neighbours, nucleus at the points; the rest is ignored.
 
     A pixel is on a line if one of its four neighbours is nearest to another nucleus. Where a line meets a point's disc, the disc
-    wins. One nucleus has no neighbour, so there is no line.
+    wins. One nucleus has no neighbour, so there is no line. Nor is there any where only some nuclei are marked: an unmarked one
+    may lie halfway between two marks as well as anywhere else, however near they are to each other.
 
     Parameters
     ----------
@@ -64,9 +65,9 @@ def voronoi_labels(annotation: Annotation, rows: int, columns: int) -> WeakLabel
     Yoo, Yoo and Paeng, "PseudoEdgeNet: Nuclei Segmentation only with Point Annotations", MICCAI 2019, arXiv:1906.02924; Qu et
     al., "Weakly Supervised Deep Nuclei Segmentation using Points Annotation in Histopathology Images", MIDL 2019: the radius.
     """
-    sites = _sites(annotation, rows, columns)
-    labels = np.full((rows, columns), IGNORE if sites.any() else 0, np.int8)
-    if sites.any():
+    sites = marked_nuclei(annotation, rows, columns)
+    labels = _blank(annotation, sites)
+    if sites.any() and annotation.complete:
         row, column = distance_transform_edt(sites == 0, return_distances=False, return_indices=True)
         labels[find_boundaries(sites[row, column], connectivity=1, mode="thick")] = 0  # type: ignore[no-untyped-call]
     labels[_near_points(annotation, rows, columns, VORONOI_RADIUS)] = 1
@@ -83,6 +84,9 @@ def cluster_labels(image: NDArray[np.uint8], annotation: Annotation, seed: int) 
     nothing can be clustered: all but what was drawn is ignored. Without a nucleus in the region, what is 20 pixels or more from
     any nucleus is background.
 
+    Where only some nuclei are marked, being far from every mark says nothing: the clusters are by colour alone, which is that of
+    unmarked nuclei too, and nucleus is what is within 20 pixels of a mark. Without a nucleus in the region all is ignored then.
+
     Parameters
     ----------
     image : ndarray, uint8, shape (rows, columns, 3)
@@ -96,13 +100,15 @@ def cluster_labels(image: NDArray[np.uint8], annotation: Annotation, seed: int) 
     """
     rows, columns = image.shape[:2]
     labels = np.full((rows, columns), IGNORE, np.int8)
-    sites = _sites(annotation, rows, columns) > 0
-    inside = _inside(annotation, rows, columns)
+    sites = marked_nuclei(annotation, rows, columns) > 0
+    inside = known_region(annotation, rows, columns)
     distance = distance_transform_edt(~sites) if sites.any() else np.full((rows, columns), np.inf)
     if not (sites & inside).any():
-        labels[distance >= FARTHEST] = 0
+        if annotation.complete:
+            labels[distance >= FARTHEST] = 0
         return _finished(labels, annotation)
-    features = np.dstack([image / COLOUR_SCALE, np.minimum(distance, FARTHEST)])[inside]
+    nearness = [np.minimum(distance, FARTHEST)] if annotation.complete else []
+    features = np.dstack([image / COLOUR_SCALE, *nearness])[inside]
     fitted = features[np.random.default_rng(seed).permutation(len(features))[:FITTED_PIXELS]]
     if len(np.unique(fitted, axis=0)) < 3:
         return _finished(labels, annotation)
@@ -112,8 +118,13 @@ def cluster_labels(image: NDArray[np.uint8], annotation: Annotation, seed: int) 
     overlaps = np.bincount(clusters[(distance <= NEAR_RADIUS) & inside], minlength=3)
     background = min(set(range(3)) - {nucleus}, key=lambda cluster: int(overlaps[cluster]))
     labels[clusters == background] = 0
-    labels[_refined(clusters == nucleus)] = 1
+    labels[_refined(clusters == nucleus) & (annotation.complete | (distance <= FARTHEST))] = 1
     return _finished(labels, annotation)
+
+
+def _blank(annotation: Annotation, sites: NDArray[np.int32]) -> WeakLabels:
+    """Return labels that know nothing, or background where no mark of a complete annotation says that there is no nucleus."""
+    return np.full(sites.shape, 0 if annotation.complete and not sites.any() else IGNORE, np.int8)
 
 
 def _refined(nuclei: Bools) -> Bools:
@@ -126,15 +137,20 @@ def _refined(nuclei: Bools) -> Bools:
     return closed
 
 
-def _inside(annotation: Annotation, rows: int, columns: int) -> Bools:
+def known_region(annotation: Annotation, rows: int, columns: int) -> Bools:
     """Return the pixels whose centre lies in the annotated region."""
-    return np.ones((rows, columns), bool) if annotation.region is None else _filled(annotation.region, rows, columns)
+    inside = np.full((rows, columns), annotation.region is None)
+    if annotation.region is not None:
+        inside[_filled(annotation.region, rows, columns)] = True
+    return inside
 
 
-def _filled(polygon: Coordinates, rows: int, columns: int) -> Bools:
+def _filled(outline: Coordinates, rows: int, columns: int) -> tuple[Any, Any]:
+    """Return rows and columns of the pixels whose centre lies in an outline."""
     # scikit-image's pixel (0, 0) has its centre at 0, 0; ours at 0.5, 0.5.
-    mask: Bools = polygon2mask((rows, columns), polygon[:, ::-1] - 0.5)  # type: ignore[no-untyped-call]
-    return mask
+    x, y = outline.T - 0.5
+    inside: tuple[Any, Any] = polygon(y, x, (rows, columns))  # type: ignore[no-untyped-call]
+    return inside
 
 
 def _pixels(positions: Coordinates, rows: int, columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -150,7 +166,7 @@ def _stroke(positions: Coordinates, rows: int, columns: int) -> tuple[Any, Any]:
     return y, x
 
 
-def _sites(annotation: Annotation, rows: int, columns: int) -> NDArray[np.int32]:
+def marked_nuclei(annotation: Annotation, rows: int, columns: int) -> NDArray[np.int32]:
     """Return a label image of what stands for a nucleus: pixels of points, strokes and outlines, numbered from 1.
 
     An outline covers the points in it, so that one nucleus is not taken for two.
@@ -158,7 +174,7 @@ def _sites(annotation: Annotation, rows: int, columns: int) -> NDArray[np.int32]
     sites = np.zeros((rows, columns), np.int32)
     sites[_pixels(annotation.points, rows, columns)] = np.arange(1, len(annotation.points) + 1)
     drawn: list[Any] = [_stroke(s.line, rows, columns) for s in annotation.scribbles if s.label == "foreground"]
-    drawn += [_filled(polygon, rows, columns) for polygon in annotation.polygons]
+    drawn += [_filled(outline, rows, columns) for outline in annotation.polygons]
     for number, pixels in enumerate(drawn, len(annotation.points) + 1):
         sites[pixels] = number
     return sites
@@ -173,62 +189,9 @@ def _near_points(annotation: Annotation, rows: int, columns: int, radius: float)
 def _finished(labels: WeakLabels, annotation: Annotation) -> WeakLabels:
     """Enter what was drawn, which is known, and ignore what was not looked at. Changes ``labels``."""
     rows, columns = labels.shape
-    for polygon in annotation.polygons:
-        labels[_filled(polygon, rows, columns)] = 1
+    for outline in annotation.polygons:
+        labels[_filled(outline, rows, columns)] = 1
     for scribble in annotation.scribbles:
         labels[_stroke(scribble.line, rows, columns)] = scribble.label == "foreground"
-    labels[~_inside(annotation, rows, columns)] = IGNORE
+    labels[~known_region(annotation, rows, columns)] = IGNORE
     return labels
-
-
-def simulate_points(
-    label_image: Labels, seed: int, jitter: float = 0.0, missing: float = 0.0, doubled: float = 0.0
-) -> Annotation:
-    """Return the points that an expert could have given: one a nucleus, in that pixel of it that is nearest to its centroid.
-
-    Parameters
-    ----------
-    label_image : ndarray of int, shape (rows, columns)
-        0 background, any other value a nucleus.
-    seed : int
-        The same seed gives the same points.
-    jitter : float, pixels
-        Points are moved in a random direction, by a distance uniform between 0 and this, but not out of the image.
-    missing : float, in [0, 1]
-        Share of the nuclei that were overlooked.
-    doubled : float, in [0, 1]
-        Share of the marked nuclei with a second point, anywhere within them.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
-    """
-    if not (jitter >= 0 and 0 <= missing <= 1 and 0 <= doubled <= 1):
-        raise ValueError(f"out of range: jitter {jitter}, missing {missing} or doubled {doubled}")
-    random = np.random.default_rng(seed)
-    pixels, starts, counts = _members(label_image)
-    kept = np.sort(random.permutation(len(starts))[round(missing * len(starts)) :])
-    twice = random.permutation(kept)[: round(doubled * len(kept))]
-    second = pixels[starts[twice] + (random.random(len(twice)) * counts[twice]).astype(int)]
-    points = np.concatenate([_centres(pixels, starts, counts)[kept], second])
-    angle, distance = random.uniform(0, 2 * np.pi, len(points)), random.uniform(0, jitter, len(points))
-    points += (distance * np.stack([np.cos(angle), np.sin(angle)])).T
-    return Annotation(np.clip(points, 0, np.nextafter(label_image.shape[::-1], 0)))
-
-
-def _members(label_image: Labels) -> tuple[Coordinates, NDArray[np.intp], NDArray[np.intp]]:
-    """Return the centres of all nuclei's pixels, grouped by nucleus, and each group's start and length."""
-    y, x = np.nonzero(label_image)
-    order = np.argsort(label_image[y, x], kind="stable")
-    _, starts, counts = np.unique(label_image[y, x][order], return_index=True, return_counts=True)
-    return np.stack([x[order], y[order]], axis=1).astype(np.float64) + 0.5, starts, counts
-
-
-def _centres(pixels: Coordinates, starts: NDArray[np.intp], counts: NDArray[np.intp]) -> Coordinates:
-    """Return that pixel of each group that is nearest to the group's mean."""
-    if not len(starts):
-        return np.empty((0, 2))
-    group = np.repeat(np.arange(len(starts)), counts)
-    means = np.add.reduceat(pixels, starts) / counts[:, None]
-    return pixels[np.lexsort((((pixels - means[group]) ** 2).sum(axis=1), group))[starts]]

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import report, weak_nuclei
 from benchmarks.nuclei_cells import COMBINED, MASKS, METHODS, SHARES, Cell, cells
 from benchmarks.nuclei_scores import METRICS, at_minutes, interval
-from benchmarks.nuclei_summary import IOU, NOISY, ROWS, page, summarise
+from benchmarks.nuclei_summary import IOU, NOISY, OTHERWISE, ROWS, page, summarise
 
 
 def test_intervals_know_that_images_of_one_hospital_are_alike() -> None:
@@ -35,6 +35,7 @@ def test_budgets_between_the_measured_ones_are_interpolated_and_none_beyond() ->
 
 
 MEANS = dict(zip(ROWS, (0.3, 0.4, 0.5, 0.5, 0.575, 0.594, 0.6, 0.57, 0.55, 0.58), strict=True))
+MEANS |= dict(zip(OTHERWISE, (0.62, 0.5, 0.4), strict=True))
 
 
 def line(cell: Cell, value: float, minutes: float) -> dict[str, Any]:
@@ -100,6 +101,18 @@ def test_points_and_masks_are_compared_at_equal_minutes() -> None:
     assert found["mean"] == pytest.approx(0.594 - (0.6 - 3 * 0.05))
     curve = [each for each in rows if each.get("share") and (each["data"], each["row"]) == ("dsb18", MASKS.name)]
     assert [each["share"] for each in curve] == [*SHARES[MASKS], 1.0]
+
+
+def test_other_ways_to_mark_are_compared_within_their_fold() -> None:
+    done = [each | {"minutes": 25.0} if each["row"] == OTHERWISE[1] else each for each in finished()]
+    # Control: what the exact points reach in other folds would change the difference
+    done = [each | {IOU: [0.0] * 6} if each["row"] == COMBINED.name and each["fold"] else each for each in done]
+    rows, goals = summarise(done)
+    assert row_of(rows, f"{OTHERWISE[1]} less combined", f"{IOU}, difference")["mean"] == pytest.approx(0.5 - 0.594)
+    assert {each["n"] for each in rows if each["row"] in OTHERWISE} == {6}
+    shown = [text for text in page(rows, goals).splitlines() if text.startswith(f"| {OTHERWISE[1]} | 25 |")]
+    assert len(shown) == 2  # one a set of images
+    assert all("-0.094" in text for text in shown)
 
 
 def test_a_part_of_the_cells_has_a_summary_too() -> None:

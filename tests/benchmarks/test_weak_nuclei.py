@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks import nuclei_training, report, weak_nuclei
-from benchmarks.nuclei_cells import COMBINED, EXACT, MASKS, METHODS, NOISY, VORONOI, cells
+from benchmarks.nuclei_cells import COMBINED, CURVE_FOLD, EXACT, MASKS, METHODS, NOISY, OTHERWISE, VORONOI, cells
 from benchmarks.nuclei_scores import choose_separation, drawn, measure
 from benchmarks.nuclei_summary import IOU
 from benchmarks.nuclei_training import Slides, annotated, assign_folds, expert_minutes, read_slides
@@ -26,7 +26,7 @@ from tests.training.segmenter_drawings import draw as draw_tissue
 from training.segmenter import SegmenterTraining
 from training.segmenter_crops import crop_loader
 from training.segmenter_data import Tissue
-from training.weak_labels import simulate_points
+from training.simulated_annotations import simulate_points
 
 TINY = RECIPES["smoke"]
 
@@ -92,6 +92,12 @@ def test_rows_of_points_see_no_masks(slides: Slides) -> None:
     assert {len(each.annotation.points) for each in exact} == {9}
     assert {len(each.annotation.points) for each in fewer} == {8}
     assert {len(each.annotation.points) for each in more} == {10}
+    strokes, some, region = (annotated(slides.images, COMBINED, marks, 0) for marks in OTHERWISE)
+    assert {len(each.annotation.points) for each in strokes} == {0}
+    assert {len(each.annotation.scribbles) for each in strokes} == {9 + 9 // 4}
+    assert {(len(each.annotation.points), each.annotation.complete) for each in some} == {(1, False)}
+    assert all(each.annotation.region is not None and len(each.annotation.points) < 9 for each in region)
+    assert {each.objects is None and each.foreground is None for each in (*strokes, *some, *region)} == {True}
 
 
 def test_expert_minutes_are_the_published_ones(slides: Slides) -> None:
@@ -99,6 +105,10 @@ def test_expert_minutes_are_the_published_ones(slides: Slides) -> None:
     points = annotated(masks, VORONOI, EXACT, 0)
     assert expert_minutes(masks) == pytest.approx(3 * 115)
     assert expert_minutes(points) == pytest.approx(3 * 14)
+    strokes, some, _ = (annotated(masks, COMBINED, marks, 0) for marks in OTHERWISE)
+    assert expert_minutes(some) == pytest.approx(3 * 14 / 9)
+    # 11 strokes for 9 nuclei, each 10.9 / 2.4 times as long as a click
+    assert expert_minutes(strokes) == pytest.approx(3 * 14 * 10.9 / 2.4 * 11 / 9)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -116,7 +126,7 @@ def test_one_step_of_every_row_of_the_published_scale(slides: Slides, method: An
     moved = {name.split(".")[0] for name, value in module.named_parameters() if not torch.equal(value, before[name])}
     assert moved == ({"segmenter"} if method.edges == "none" else {"segmenter", "pseudo_edge"})
     assert {(each.method.name, each.marks.name) for each in cells("paper")} == {
-        *((row.name, "") for row in METHODS), *((COMBINED.name, marks.name) for marks in NOISY)
+        *((row.name, "") for row in METHODS), *((COMBINED.name, marks.name) for marks in (*NOISY, *OTHERWISE))
     }  # fmt: skip
 
 
@@ -132,6 +142,13 @@ def test_rows_begin_with_the_same_weights_and_see_the_same_crops(slides: Slides)
     for method in METHODS:
         assert all(torch.equal(one, other) for one, other in zip(start(method, 1), first, strict=True))
     assert not any(torch.equal(one, other) for one, other in zip(start(MASKS, 2), first, strict=True))
+
+
+def test_other_ways_to_mark_are_in_one_fold() -> None:
+    found = [each for each in cells("small") if each.marks in OTHERWISE]
+    assert len(found) == 3 * 2 * 3
+    assert {each.fold for each in found} == {CURVE_FOLD}
+    assert len({each.key for each in cells("small")}) == len(cells("small")) == 168
 
 
 def touching(known: bool) -> tuple[Tissue, np.ndarray]:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from models.annotation import Annotation
+from models.annotation import Annotation, Scribble
 from models.card import SEGMENTER_OUTPUTS, ObjectSpec, SegmenterCard, card_bytes, read_package
 from models.comparison import read_comparison
 from models.errors import Refusal
@@ -127,6 +127,37 @@ def test_points_alone_judge_objects(tissues: tuple[Tissue, ...]) -> None:
     labels[10:, 10:] = 2  # none
     labels[7:10, 1:4] = 3
     assert point_f1(tissue, labels) == pytest.approx(2 * 1 / (3 + 3))
+
+
+def test_strokes_and_outlines_judge_objects_as_points_do(tissues: tuple[Tissue, ...]) -> None:
+    stroke = Scribble("foreground", np.array([[6.5, 2.5], [10.5, 2.5]]))
+    on_none = Scribble("background", np.array([[1.5, 6.5], [10.5, 6.5]]))
+    outline = np.array([[1, 8], [4, 8], [4, 11], [1, 11]], float)
+    marks = Annotation(np.array([[2.5, 9.5]]), (stroke, on_none), (outline,))  # the point lies in the outline
+    tissue = replace(tissues[0], annotation=marks, objects=None)
+    labels = np.zeros((12, 12), np.int32)
+    labels[1:4, 7:11] = 1  # four of the stroke's five pixels
+    labels[7:11, 1:4] = 2
+    assert point_f1(tissue, labels) == 1
+    labels[1:4, 9:11] = 0  # the most of them are on nothing
+    assert point_f1(tissue, labels) == pytest.approx(2 * 1 / (2 + 2))
+
+
+def test_objects_outside_what_was_marked_are_no_errors(tissues: tuple[Tissue, ...]) -> None:
+    labels = np.zeros((12, 24), np.int32)
+    labels[1:4, 1:4], labels[1:4, 11:14], labels[1:4, 20:23] = 1, 2, 3
+
+    def judged(annotation: Annotation) -> float:
+        return point_f1(replace(tissues[0], annotation=annotation, objects=None), labels)
+
+    everywhere = Annotation(np.array([[2.5, 2.5]]))
+    assert judged(everywhere) == pytest.approx(2 * 1 / (1 + 3))  # control
+    assert judged(replace(everywhere, complete=False)) == 1
+    left = np.array([[0, 0], [8, 0], [8, 12], [0, 12]], float)
+    assert judged(replace(everywhere, region=left)) == 1
+    assert judged(replace(everywhere, region=left * (1.5, 1))) == pytest.approx(2 * 1 / (1 + 2))
+    assert judged(Annotation(np.array([[2.5, 2.5], [3.5, 2.5]]), complete=False)) == 0
+    assert judged(Annotation(np.array([[2.5, 2.5], [7.5, 7.5]]), complete=False)) == pytest.approx(2 * 1 / (2 + 1))
 
 
 def test_tile_losses_are_one_minus_dice_of_each_box(tissues: tuple[Tissue, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from models.annotation import Annotation, Scribble, read_annotation
 from tests.annotations import write_annotation
 from tests.training.marked_nuclei import SIDE, at, nuclei, pixels, real, rectangle, stained
+from training.simulated_annotations import simulate_points
 from training.weak_labels import (
     IGNORE,
     WeakLabels,
     _refined,
     cluster_labels,
     point_labels,
-    simulate_points,
     voronoi_labels,
 )
 
@@ -159,6 +160,38 @@ def test_clusters_with_nothing_to_tell_apart_know_nothing() -> None:
     labels = cluster_labels(grey, at((12.5, 20.5), region=rectangle(14, 0, 40, 40)), 0)
     assert labels[20, 14] == labels[20, 31] == IGNORE
     assert labels[20, 32] == labels[20, 39] == 0
+
+
+def test_where_only_some_are_marked_an_unmarked_nucleus_is_no_background() -> None:
+    label_image = np.zeros((60, 120), np.int32)
+    y, x = np.mgrid[0:60, 0:120]
+    for number, centre in enumerate((20, 40, 60, 100), start=1):
+        label_image[np.hypot(x - centre, y - 30) <= 6] = number
+    unmarked = np.isin(label_image, (2, 4))  # one halfway between the marked ones, one far from them
+    some, all_of_them = (replace(at((20.5, 30.5), (60.5, 30.5)), complete=complete) for complete in (False, True))
+    lines = voronoi_labels(all_of_them, 60, 120) == 0
+    assert unmarked[lines].any()  # control: the line between two marks runs through the nucleus between them
+    assert not (voronoi_labels(some, 60, 120) == 0).any()
+    # Pale nuclei, so that nearness would outweigh colour
+    colours = np.where((label_image > 0)[..., None], (190, 150, 190), (230, 180, 210))
+    image = np.clip(colours + np.random.default_rng(0).normal(0, 3, colours.shape), 0, 255).astype(np.uint8)
+    assert (cluster_labels(image, all_of_them, 0) == 0)[unmarked].mean() > 0.4  # control
+    labels = cluster_labels(image, some, 0)
+    assert not (labels == 0)[label_image > 0].any()
+    assert (labels == 1)[np.isin(label_image, (1, 3))].all()
+    assert (labels[label_image == 4] == IGNORE).all(), "the expert was never there"
+    assert (labels[label_image == 0] == 0).mean() > 0.2
+    # With a region, only what lies in it
+    part = cluster_labels(image, replace(some, region=rectangle(0, 0, 50, 60)), 0)
+    assert (part[:, 50:] == IGNORE).all()
+    assert not (part == 0)[label_image > 0].any()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_mark_where_only_some_are_marked_says_nothing(name: str) -> None:
+    image = stained(nuclei())
+    assert (EVERY[name](image, replace(at(), complete=False)) == IGNORE).all()
+    assert (EVERY[name](image, at()) == 0).all()  # control
 
 
 def test_clusters_do_not_look_outside_the_region() -> None:
