@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models import segmenter
+from models.card import DEFAULT_MODEL, ZOO
+from models.example import tissue_phantom
 from models.imaging import read_image
 from models.predictor import Predictor
+from models.segmenter import SegmenterPredictor
 
 IMAGES = 200
 NUMBERS = ("predicted_loss", "loss_percentile", "domain_distance", "domain_percentile", "entropy")
@@ -44,13 +48,14 @@ def test_threads_and_restarts_change_nothing(start_server: Callable[..., Any], p
     assert differences(changed, first) == [7]  # the control
 
 
-def test_batches_change_little(package: Path, draw: Any) -> None:
-    predictor = Predictor.load(package)
-    images = [read_image(draw(seed)) for seed in range(IMAGES)]
+@pytest.mark.parametrize("shipped", [False, True])
+def test_batches_change_little(package: Path, draw: Any, shipped: bool) -> None:
+    predictor = Predictor.load(DEFAULT_MODEL if shipped else package)
+    images = [read_image(draw(seed, 300 if shipped else 96)) for seed in range(24 if shipped else IMAGES)]
 
     def rows(batch: int) -> np.ndarray[Any, Any]:
         found = []
-        for start in range(0, IMAGES, batch):
+        for start in range(0, len(images), batch):
             found += predictor.predict(images[start : start + batch])
         return np.array([[*item.probabilities.values(), *(getattr(item, name) for name in NUMBERS)] for item in found])
 
@@ -60,6 +65,27 @@ def test_batches_change_little(package: Path, draw: Any) -> None:
         np.testing.assert_allclose(rows(batch), single, atol=1e-3, rtol=1e-5)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(single[:, :2] + 2e-5, single[:, :2], atol=1e-5, rtol=0)
+
+
+def test_tiles_in_batches_of_another_size_give_the_same_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, tissue = SegmenterPredictor.load(ZOO / "nuclei"), read_image(tissue_phantom())
+
+    def found(batch: int) -> tuple[int, np.ndarray[Any, Any]]:
+        monkeypatch.setattr(segmenter, "BATCH", batch)
+        segmentation, _ = predictor.predict(tissue, (0, 0, 400, 400))
+        assert len(segmentation.tiles) > 3
+        return len(segmentation.objects), segmentation.label_image > 0
+
+    def overlap(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+        return float((one & other).sum() / (one | other).sum())
+
+    count, covered = found(1)
+    assert count > 5
+    for batch in (3, 8):
+        again, same = found(batch)
+        assert again == count
+        assert overlap(same, covered) >= 0.999
+    assert overlap(np.roll(covered, 1, axis=0), covered) < 0.999  # the control
 
 
 def test_a_model_that_yields_no_number_is_a_coded_error(
