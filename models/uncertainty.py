@@ -42,6 +42,26 @@ def predicted_loss(score: NDArray[np.floating], calibration: Calibration) -> Flo
     return _interpolate(score, knots[:, 0], knots[:, 1])
 
 
+def predicted_loss_unseen(entropy_of_image: float, calibration: Calibration) -> float | None:
+    """Map an entropy to the loss to expect on an image of a domain that the model was not trained on.
+
+    Parameters
+    ----------
+    entropy_of_image : float, nats
+        Of the calibrated softmax (:func:`entropy`).
+    calibration : Calibration
+
+    Returns
+    -------
+    float, nats, >= 0, or None
+        None where no domain was left out when the model was made, so that nothing is known of it.
+    """
+    if calibration.unseen_loss_knots is None:
+        return None
+    knots = np.asarray(calibration.unseen_loss_knots, dtype=np.float64)
+    return float(_interpolate(np.array(entropy_of_image), knots[:, 0], knots[:, 1]))
+
+
 def percentile(value: NDArray[np.floating], quantiles: tuple[float, ...]) -> Floats:
     """Rank values among a calibration set.
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from models.card import AnyCard, ModelCard, SegmenterCard
 from models.triage import REASONS, Judgement, Verdict, called_objects, positives
+from models.uncertainty import predicted_loss_unseen
 from service.negotiation import GEOJSON
 from service.schemas import (
     Answer,
@@ -113,6 +114,7 @@ def findings(stored: Stored, card: ModelCard, verdict: Verdict) -> list[FindingA
 def _classification(reply: Reply, card: ModelCard) -> Answer:
     return Answer(
         **_head(reply),
+        predicted_loss_unseen=predicted_loss_unseen(reply.stored.result["entropy"], card.calibration),
         findings=findings(reply.stored, card, reply.judgement.verdict),
         heatmap=reply.extras.heatmap,
         picture=reply.extras.picture,

@@ -126,7 +126,11 @@ class ShownPicture(_Document):
 
 
 class Answer(_Document):
-    """A prediction. ``predicted_loss`` and ``entropy`` are in nats, percentiles in [0, 100]."""
+    """A prediction. ``predicted_loss`` and ``entropy`` are in nats, percentiles in [0, 100].
+
+    ``predicted_loss_unseen`` (nats) is to be expected instead if the hospital is none of those that the model was trained on;
+    null where the card does not know it.
+    """
 
     result_id: str
     image_sha256: str
@@ -135,6 +139,7 @@ class Answer(_Document):
     task: str
     findings: list[FindingAnswer]
     predicted_loss: Finite
+    predicted_loss_unseen: Finite | None
     loss_percentile: Percentile
     domain_distance: Finite
     domain_percentile: Percentile

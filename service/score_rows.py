@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.batch import DOUBTS, MAX_FILE_BYTES, QUANTITIES, AnyPredictor, classified, read_bytes, segmented
+from models.batch import DOUBTS, MAX_FILE_BYTES, QUANTITIES, UNSEEN, AnyPredictor, classified, read_bytes, segmented
 from models.card import ModelCard, SegmenterCard
 from models.errors import Refusal
 from models.predictor import Predictor
@@ -28,7 +28,7 @@ def schema_of(card: ModelCard | SegmenterCard) -> pa.Schema:
     said: dict[str, pa.DataType] = dict.fromkeys(QUANTITIES, pa.float64())
     if isinstance(card, ModelCard):
         kinds = {"probability": pa.float64(), "positive": pa.bool_()}
-        said = {f"{kind}_{item.label}": kinds[kind] for item in card.output.findings for kind in kinds}
+        said = {f"{kind}_{item.label}": kinds[kind] for item in card.output.findings for kind in kinds} | {UNSEEN: pa.float64()}
     return pa.schema([*_IDENTITY.items(), *said.items(), *((name, pa.float64()) for name in DOUBTS), *_FOUND.items()])
 
 

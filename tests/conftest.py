@@ -138,6 +138,7 @@ def tiny_card(graph: bytes, name: str = "tiny") -> ModelCard:
         calibration=Calibration(
             temperature=1.0,
             loss_knots=((0.0, 0.1), (2.0, 1.5)),
+            unseen_loss_knots=((0.0, 0.9), (0.5, 1.4)),
             loss_quantiles=tuple(4 * value for value in ramp),
             domain_quantiles=ramp,
             n=100,

@@ -170,9 +170,13 @@ def main(argv: list[str]) -> int:
 
         return calibrate_segmenter(options.run, read_sources(options, "segmentation"))
     images = load_run_images(options.run, read_sources(options, "classification"))
-    for folder in run_folders(options.run):
+    from training.unseen import add_unseen  # it builds on this module
+
+    for folder in reversed(run_folders(options.run)):  # siblings first: their errors are part of the run's own calibration
         config = read_run(folder).config
         report = calibrate(read_graph(folder), images.where("calibration", config), config)
+        if folder == options.run:
+            add_unseen(report, folder, images)
         write_json(folder / REPORT, report)
         print(f"{folder / REPORT}: temperature {report['calibration']['temperature']:.2f}, "
               f"operating point {report['output']['findings'][0]['operating_point']:.3f}, "

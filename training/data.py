@@ -77,6 +77,11 @@ class ImageSet:
         ]  # fmt: skip
         return ImageSet(tuple(self.rows[index] for index in chosen), self.tensors[chosen])
 
+    def of(self, domain: str) -> ImageSet:
+        """Return all images of a domain."""
+        chosen = [index for index, row in enumerate(self.rows) if row.domain == domain]
+        return ImageSet(tuple(self.rows[index] for index in chosen), self.tensors[chosen])
+
 
 def _invalid(number: int, what: str) -> Refusal:
     return Refusal("data_invalid", f"row {number}: {what}")

@@ -23,6 +23,7 @@ from training.export import read_graph
 from training.metrics import CALLS, METRICS, Columns, bootstrap, tell_refused
 from training.seen import seen_document
 from training.sources import Sources, add_sources, read_sources
+from training.unseen import UNSEEN, expected
 
 REPORT = "evaluation.json"
 TOLERANCE = 1e-3
@@ -132,7 +133,8 @@ def measure(table: Mapping[str, NDArray[Any]], rows: Sequence[Row], held_out: Li
             part = {name: column[members] for name, column in table.items()}
             patients = [rows[index].patient for index in members]
             where = {"domain": domain, "held_out": held_out, "subgroup": subgroup}
-            found = figures_of(where, tuple(METRICS) if subgroup == "all" else SUBGROUP_METRICS, part, patients)
+            metrics = [name for name in METRICS if name != UNSEEN or name in table]
+            found = figures_of(where, metrics if subgroup == "all" else SUBGROUP_METRICS, part, patients)
             figures += tell_refused(found, CALLS, part["refuse"])
         for name in UNKNOWN_SUBGROUPS:
             note = f"The {name} of these patients is not known to us."
@@ -191,13 +193,17 @@ def held_out_patients(predictor: Predictor, images: ImageSet, config: RunConfig)
 
 
 def held_out_domains(folder: Path, images: ImageSet) -> list[Figure]:
-    """Return the figures of each domain left out, measured with the sibling that never saw it, on all its images."""
-    figures: list[Figure] = []
-    for domain in read_run(folder).config.leave_out:
-        chosen = [index for index, row in enumerate(images.rows) if row.domain == domain]
-        unseen = ImageSet(tuple(images.rows[index] for index in chosen), images.tensors[chosen])
-        figures += measure(columns(draft(sibling(folder, domain)), unseen), unseen.rows, "domain")
-    return figures
+    """Return the figures of each domain left out, measured with the sibling that never saw it, on all its images.
+
+    The loss that is expected on an unseen domain is that of the errors of the other siblings, on the other domains.
+    """
+    unseen = {domain: images.of(domain) for domain in read_run(folder).config.leave_out}
+    tables = {domain: columns(draft(sibling(folder, domain)), part) for domain, part in unseen.items()}
+    said = expected(tables, draft(folder).card.calibration)
+    return [
+        figure for domain, table in tables.items()
+        for figure in measure(table | ({UNSEEN: said[domain]} if domain in said else {}), unseen[domain].rows, "domain")
+    ]  # fmt: skip
 
 
 def compare(card: ModelCard | SegmenterCard, figures: Sequence[Figure]) -> int:
@@ -259,6 +265,8 @@ def check_package(package: Path, data: Path | Sources, run: Path | None) -> int:
     figures = held_out_patients(predictor, images, config)
     if run is not None:
         figures += held_out_domains(run, images)
+    if card.calibration.unseen_loss_knots is None:  # a release before
+        figures = [figure for figure in figures if figure.metric != UNSEEN]
     return compare(card, figures)
 
 

@@ -75,6 +75,7 @@ METRICS: dict[str, Callable[[Columns], float]] = {
     "ece": lambda c: ece(c["confidence"], c["correct"]),
     "true_loss": lambda c: float(c["true_loss"].mean()),
     "predicted_loss": lambda c: float(c["predicted_loss"].mean()),
+    "predicted_loss_unseen": lambda c: float(c["predicted_loss_unseen"].mean()),
     "error_auroc_predicted_loss": lambda c: auroc(c["wrong"], c["loss_score"]),
     "error_auroc_entropy": lambda c: auroc(c["wrong"], c["entropy"]),
     "error_auroc_domain_distance": lambda c: auroc(c["wrong"], c["domain_distance"]),

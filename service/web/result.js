@@ -69,6 +69,8 @@ function doubtBox(result, model) {
     h("p", { class: "figure" }, h("strong", {}, say(result.predicted_loss)), " ", h("small", {}, what)),
     h("p", {}, segments ? `In more than a third of it higher than on ${rank} of 100 tiles the model was checked on.`
       : `Higher than on ${rank} of 100 images the model was checked on.`),
+    result.predicted_loss_unseen != null && h("p", {}, h("strong", {}, say(result.predicted_loss_unseen)),
+      " ", h("small", {}, "if this hospital is none of those it was trained on")),
     chart,
     chart && h("p", { class: "legend" },
       h("small", {}, h("span", { class: "key here" }), "this image"),

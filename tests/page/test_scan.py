@@ -91,6 +91,7 @@ def test_a_picture_with_heatmap_and_figures(lenient: Any, open_page: Callable[..
     expect(page.get_by_role("region", name="Verdict")).to_be_visible()
     expect(page.locator(".panel")).to_contain_text("Pneumonia", ignore_case=True)
     expect(page.locator(".panel")).to_contain_text("Not for diagnosis")
+    expect(page.locator(".panel")).to_contain_text("if this hospital is none of those it was trained on")
     chart = page.get_by_role("img", name="Predicted loss:")
     answer = page.evaluate("""async () => (await (await fetch('/v1/models')).json()).models[0].limits.review_loss_percentile""")
     expect(page.locator(".panel")).to_contain_text(f"review from {answer} of 100 on")

@@ -83,7 +83,7 @@ def classified(image: Image, **changes: Any) -> Answer:
         FindingAnswer(label="pneumonia", probability=0.1 + 0.2, operating_point=0.25, positive=True),
         FindingAnswer(label="nodule", probability=1 / 3, operating_point=0.5, positive=False),
     ]
-    return Answer(**{"task": "classification", "findings": findings} | _about(image) | changes)
+    return Answer(**{"task": "classification", "findings": findings, "predicted_loss_unseen": None} | _about(image) | changes)
 
 
 def labels_of(image: Image) -> np.ndarray[Any, Any]:

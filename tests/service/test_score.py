@@ -58,8 +58,9 @@ def test_rows_are_what_predict_says(archive: Path, package: Path, tmp_path: Path
     assert [row["path"] for row in found] == [Path(row["file"]).name for row in expected]
     assert [row["position"] for row in found] == list(range(6))
     for row, loop in zip(found[:5], expected[:5], strict=True):
-        for name in ("image_sha256", "probability_pneumonia", "positive_pneumonia", "predicted_loss", "loss_percentile",
-                     "domain_distance", "domain_percentile", "entropy", "verdict", "error", "detail"):  # fmt: skip
+        for name in ("image_sha256", "probability_pneumonia", "positive_pneumonia", "predicted_loss", "predicted_loss_unseen",
+                     "loss_percentile", "domain_distance", "domain_percentile", "entropy",
+                     "verdict", "error", "detail"):  # fmt: skip
             assert row[name] == loop.get(name), name
         assert (row["reasons"] or []) == loop.get("reasons", "").split()
         assert row["file_sha256"] == hashlib.sha256((archive / row["path"]).read_bytes()).hexdigest()
