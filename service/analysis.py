@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,7 @@ class Site:
     Raises
     ------
     Refusal
-        ``package_invalid`` for a model that is not as released, ``config_invalid`` for settings or tokens that cannot be
-        used, ``storage_*`` for a database that cannot be opened.
+        ``package_invalid``, ``config_invalid`` for settings or tokens, ``storage_*``. No connection stays open then.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,16 +59,18 @@ class Site:
         self.origins = Origins(settings)
         self.access = Access.read(settings.tokens, settings.rate_limit_per_minute, proxied=self.proxy is not None)
         self.telemetry = Telemetry()
-        self.store = Store(settings.store)
-        self.audit = Audit(self.store)
-        self.access.check_sites(settings.sites)
-        self.loop = Loop(settings, self.store, self.telemetry)
-        self.health = Health(self.store)
-        self.lineup = Lineup(settings, self.store, self.telemetry)
-        self.sessions = Sessions(self.store, self.access, settings.session_hours)
-        self.bodies = Bodies(AT_ONCE * settings.max_body_bytes)
-        self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
-        self.shadow = Shadow(self.lineup, self.engine, self.store, self.telemetry)
+        with ExitStack() as refused:
+            self.store = refused.enter_context(closing(Store(settings.store)))
+            self.audit = Audit(self.store)
+            self.access.check_sites(settings.sites)
+            self.loop = Loop(settings, self.store, self.telemetry)
+            self.health = Health(self.store)
+            self.lineup = Lineup(settings, self.store, self.telemetry)
+            self.sessions = Sessions(self.store, self.access, settings.session_hours)
+            self.bodies = Bodies(AT_ONCE * settings.max_body_bytes)
+            self.engine = Engine(settings.threads, settings.queue, settings.deadline_seconds, self.telemetry)
+            self.shadow = Shadow(self.lineup, self.engine, self.store, self.telemetry)
+            refused.pop_all()
 
     def close(self) -> None:
         """Finish admitted work, then close the store."""
