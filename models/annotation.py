@@ -1,4 +1,4 @@
-"""What an expert marked in one image: points, scribbles, outlines; read from and written to GeoJSON (as QuPath does) and CSV."""
+"""What an expert marked in one image: points, scribbles, outlines; read from GeoJSON (as QuPath writes it) and CSV."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def read_annotation(path: Path, rows: int, columns: int) -> Annotation:
 
     GeoJSON (``.geojson``, ``.json``): a FeatureCollection, or a list of Features as QuPath exports it. Point and MultiPoint are
     points; LineString is a scribble, whose class says foreground or background; Polygon and MultiPolygon are outlines, or
-    the region if the class is "Region". CSV (``.csv``): the columns x and y and, optionally, label; points only.
+    the region if the class is "Region". CSV (``.csv``): the columns x and y and, optionally, label and stroke; a row is a
+    point, or, where stroke names one, a vertex of that scribble.
 
     Parameters
     ----------
@@ -194,9 +195,10 @@ def _from_csv(text: str, frame: _Frame) -> Annotation:
         records = list(reader)
     except csv.Error as error:
         raise Refusal("data_invalid", "the annotation is no readable CSV.") from error
-    if header.count("x") != 1 or header.count("y") != 1 or header.count("label") > 1:
-        _refuse("the annotation needs one column x, one y, and at most one label.")
-    points = []
+    if header.count("x") != 1 or header.count("y") != 1 or max(header.count("label"), header.count("stroke")) > 1:
+        _refuse("the annotation needs one column x, one y, and at most one label and one stroke.")
+    points: list[tuple[float, float]] = []
+    strokes: dict[str, tuple[str, Label, list[list[float]]]] = {}
     for number, record in enumerate(records, 1):
         where = f"row {number}"
         if None in record or None in record.values():
@@ -205,9 +207,24 @@ def _from_csv(text: str, frame: _Frame) -> Annotation:
             position = [float(record["x"]), float(record["y"])]
         except ValueError as error:
             raise Refusal("data_invalid", f"{where}: x and y must be numbers.") from error
-        points.append(frame.point(where, position))
-        _check_marks_a_nucleus(where, (record.get("label") or "").strip().lower())
-    return Annotation(np.array(points).reshape(-1, 2))
+        name, stroke = ((record.get(column) or "").strip() for column in ("label", "stroke"))
+        if stroke:
+            _, label, vertices = strokes.setdefault(stroke, (where, _label_of(where, name.lower()), []))
+            if label != _label_of(where, name.lower()):
+                _refuse(f"{where}: its stroke began with another label.")
+            vertices.append(position)
+        else:
+            points.append(frame.point(where, position))
+            _check_marks_a_nucleus(where, name.lower())
+    scribbles = tuple(Scribble(label, frame.line(where, vertices)) for where, label, vertices in strokes.values())
+    return Annotation(np.array(points).reshape(-1, 2), scribbles)
+
+
+def _label_of(where: str, name: str) -> Label:
+    """Return what a class says of a line; nothing is guessed."""
+    if name not in FOREGROUND | BACKGROUND:
+        _refuse(f"{where}: a line needs the class foreground or background.")
+    return "foreground" if name in FOREGROUND else "background"
 
 
 def _from_geojson(document: Any, frame: _Frame) -> Annotation:
@@ -243,9 +260,7 @@ def _read_feature(where: str, feature: Any, frame: _Frame, found: _Found) -> Non
         _check_marks_a_nucleus(where, name)
         found.points.extend(frame.point(where, part) for part in parts)
     elif kind == "LineString":
-        if name not in FOREGROUND | BACKGROUND:
-            _refuse(f"{where}: a line needs the class foreground or background.")
-        found.scribbles.append(Scribble("foreground" if name in FOREGROUND else "background", frame.line(where, positions)))
+        found.scribbles.append(Scribble(_label_of(where, name), frame.line(where, positions)))
     elif kind in ("Polygon", "MultiPolygon"):
         polygons = [frame.polygon(where, part) for part in parts]
         if name not in REGION:

@@ -9,8 +9,11 @@ from models.annotation import Annotation, geojson_of
 
 
 def write_annotation(path: Path, annotation: Annotation) -> None:
-    """Write GeoJSON, or a CSV of the points, by the suffix."""
+    """Write GeoJSON, or a CSV of the points and strokes, by the suffix."""
     if path.suffix == ".csv":
-        path.write_text("\n".join(["x,y", *(f"{float(x)!r},{float(y)!r}" for x, y in annotation.points), ""]))
+        lines = ["x,y,label,stroke", *(f"{float(x)!r},{float(y)!r},," for x, y in annotation.points)]
+        for number, scribble in enumerate(annotation.scribbles):
+            lines += [f"{float(x)!r},{float(y)!r},{scribble.label},{number}" for x, y in scribble.line]
+        path.write_text("\n".join([*lines, ""]))
     else:
         path.write_text(json.dumps(geojson_of(annotation)))

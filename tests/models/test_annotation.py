@@ -95,11 +95,11 @@ def test_geojson_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFa
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(POSITION, min_size=1, max_size=8))
-def test_csv_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, points: list[tuple[float, float]]) -> None:
+@given(annotations())
+def test_csv_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, annotation: Annotation) -> None:
     path = tmp_path_factory.getbasetemp() / "written.csv"
-    write_annotation(path, Annotation(np.array(points)))
-    assert same(read_annotation(path, ROWS, COLUMNS), Annotation(np.array(points)))
+    write_annotation(path, annotation)
+    assert same(read_annotation(path, ROWS, COLUMNS), Annotation(annotation.points, annotation.scribbles))
 
 
 def test_what_qupath_exports_is_read(tmp_path: Path) -> None:
@@ -134,6 +134,16 @@ def test_repeated_vertices_add_nothing(tmp_path: Path, ring: list[list[float]]) 
 def test_csv_with_labels_and_other_columns(tmp_path: Path) -> None:
     text = '\ufeffname,y,x,label\r\n"a, b",4.5,3.25,Tumor\r\nc,6,5,\r\n'
     assert read(tmp_path, text, ".csv").points.tolist() == [[3.25, 4.5], [5.0, 6.0]]
+
+
+def test_strokes_in_csv_are_put_together_by_their_names(tmp_path: Path) -> None:
+    rows = ["1,1,Background,a", "3,4,,", "5,6,nucleus,b", "2,1,background,a", "60,40,Background,a", "6,6,Nuclei,b"]
+    found = read(tmp_path, "\n".join(["x,y,label,stroke", *rows]), ".csv")
+    assert found.points.tolist() == [[3, 4]]
+    assert [(s.label, s.line.tolist()) for s in found.scribbles] == [
+        ("background", [[1, 1], [2, 1], [60, 40]]),
+        ("foreground", [[5, 6], [6, 6]]),
+    ]
 
 
 POINT = feature("Point", [1, 1])
@@ -210,6 +220,12 @@ def test_a_second_region_is_refused(tmp_path: Path) -> None:
         ("x,y\n1,1\n1\n", "row 2: another number of columns"),
         ("x,y\n1,1\n1,1,1\n", "row 2: another number of columns"),
         ("x,y,label\n1,1,a\n1,1,background\n", "row 2: this class marks no nucleus"),
+        ("x,y,label,stroke\n1,1,,\n1,1,nucleus,a\n2,2,background,a\n", "row 3: its stroke began with another label"),
+        ("x,y,label,stroke\n1,1,,\n1,1,,a\n2,2,,a\n", "row 2: a line needs the class"),
+        ("x,y,stroke\n1,1,\n1,1,a\n2,2,a\n", "row 2: a line needs the class"),
+        ("x,y,label,stroke\n1,1,,\n1,1,nucleus,a\n", "row 2: a line needs two positions"),
+        ("x,y,label,stroke\n1,1,,\n1,1,nucleus,a\n1,41,nucleus,a\n", "row 2: a position lies outside"),
+        ("x,y,stroke,stroke\n1,1,,\n", "one column x"),
         ("x;y\n1;1\n", "one column x"),
         ("x,x,y\n1,1,1\n", "one column x"),
         ("1,1\n2,2\n", "one column x"),
