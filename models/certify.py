@@ -90,10 +90,24 @@ def _drawn(labels: Path) -> Document | None:
         return None
     try:
         record: Document = json.loads(_record(labels).read_text())
-        record["site_sha256"]
+        record["site_sha256"], int(record["size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal("data_invalid", "The record of the draw beside --labels cannot be read.") from error
     return record
+
+
+def _not_labelled(record: Document, labels: Sequence[Label]) -> int:
+    """Return how many images of a draw have no label, whether their line is empty or was taken out.
+
+    Raises
+    ------
+    Refusal
+        ``data_invalid`` if there are more labels than images that were drawn.
+    """
+    left = int(record["size"]) - len(labels)
+    if left < 0:
+        raise Refusal("data_invalid", f"--labels has {-left} labels more than images were drawn; only those may be in it.")
+    return left
 
 
 def _sample(index: NDArray[np.int64], labels: Sequence[Label], count: int, response: float) -> tuple[Sample, bool]:
@@ -253,6 +267,7 @@ def main(argv: list[str]) -> int:
     labels, empty = read_labels(options.labels, options.weights, predictor.card.output.classes, names)
     _checked([label.label for label in labels])
     record = _drawn(options.labels)
+    empty = empty if record is None else _not_labelled(record, labels)
     other = Predictor.load(options.against) if options.against else None
     if other is not None:
         _same_task(predictor, other)

@@ -49,10 +49,10 @@ class Site:
 def names_of(folder: Path) -> dict[str, Path]:
     """Return the files of a site by their name relative to it; refused where there is none, or no folder."""
     if not folder.is_dir():
-        raise Refusal("data_invalid", "--site is not a folder.")
+        raise Refusal("data_invalid", "There is no such folder of images.")
     found = {path.relative_to(folder).as_posix(): path for path in find_files([folder])}
     if not found:
-        raise Refusal("data_invalid", "The site holds no image file.")
+        raise Refusal("data_invalid", "The folder holds no image file.")
     return found
 
 

@@ -69,13 +69,13 @@ def read_labels(file: Path, column: str | None, classes: Sequence[str] | None, n
     wanted = column or (PROBABILITY if PROBABILITY in header else None)
     missing = {"file", "label", wanted} - {None, *header}
     if missing:
-        raise Refusal("data_invalid", f"--labels lacks the columns {sorted(map(str, missing))}.")
+        raise Refusal("data_invalid", f"--labels lacks the columns {sorted(map(str, missing))}; commas part its columns.")
     first: dict[str, tuple[int, str]] = {}
     labels, empty = [], 0
     for number, line in enumerate(lines, start=2):
         name, label = (line["file"] or "").strip(), (line["label"] or "").strip()
         if name not in names:
-            raise Refusal("data_invalid", f"Row {number} of --labels names a file that is not in the site.")
+            raise Refusal("data_invalid", f"Row {number} of --labels names a file that is not in the folder of images.")
         if not label:
             empty += 1
             continue

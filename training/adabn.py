@@ -68,11 +68,11 @@ def adapt_statistics(network: nn.Module, batches: Sequence[Tensor]) -> int:
             try:
                 network(batch)
             except _Reached:
-                values = held.pop().double()
+                values = held.pop()
             # Around the means: a difference of two large sums would lose the variance of a channel that hardly varies
-            mean = values.mean(dim=(0, 2, 3))
-            spread = (values - mean[:, None, None]).square().sum(dim=(0, 2, 3))
+            variance, mean = (part.double() for part in torch.var_mean(values.float(), dim=(0, 2, 3), correction=0))
             more = values.numel() // values.shape[1]
+            spread = more * variance
             squares = squares + spread + (mean - total).square() * (count * more / (count + more))
             total = total + (mean - total) * (more / (count + more))
             count += more

@@ -245,8 +245,9 @@ def main(argv: list[str]) -> int:
     document = plan(measured, options.target, options.seconds_per_label)
     table = io.StringIO(newline="")
     csv.writer(table).writerows([("labels", "seed", "score"), *measured])
-    with writing():
+    with writing("config_invalid"):
         options.out.mkdir(parents=True, exist_ok=True)
+    with writing():
         write_whole(options.out / SCORES, table.getvalue().encode())
         write_json(options.out / JSON, document)
         write_whole(options.out / TEXT, text(document).encode())

@@ -70,7 +70,8 @@ def read_target(folder: Path, spec: InputSpec) -> Target:
     tensors, patients = [], []
     digests: dict[str, None] = {}
     passed_over, root = 0, folder_of(folder)
-    for path in tqdm(list(find_files([folder])), desc="reading the target", unit="image", mininterval=1):
+    files = list(find_files([folder]))
+    for number, path in enumerate(tqdm(files, desc="reading the target", unit="image", mininterval=1), start=1):
         try:
             image, _ = read_file(path, spec)
             tensor = preprocess(image, spec)
@@ -78,7 +79,8 @@ def read_target(folder: Path, spec: InputSpec) -> Target:
                 raise Refusal("not_decodable", "It holds values that are not finite.")
         except Refusal as refusal:
             check_there(root, _KEPT)
-            print(f"passed over: {path}: {refusal}", file=sys.stderr)
+            # Not by its name, which may be a patient's, and standard error is often a log
+            print(f"passed over: file {number} in the order of their paths: {refusal}", file=sys.stderr)
             passed_over += 1
             continue
         if image.sha256 in digests:

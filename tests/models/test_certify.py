@@ -294,6 +294,25 @@ def test_labels_that_were_left_empty_are_said(scans: Path, package: Path) -> Non
     assert any("not labelled" in note for note in report["notes"])
 
 
+def test_lines_that_were_taken_out_of_a_draw_or_added_are_seen(scans: Path, package: Path) -> None:
+    file, report = scans.parent / "l.csv", scans.parent / "r" / JSON
+    assert main(arguments(scans, package, "--draw", "30")) == 0
+    rows = [row | {"label": ("normal", "pneumonia")[number % 2]} for number, row in enumerate(read(file))]
+    write(file, rows)
+    assert main(arguments(scans, package)) == 0
+    assert json.loads(report.read_text())["labels"]["not_labelled"] == 0  # the control
+    write(file, rows[:24])
+    assert main(arguments(scans, package)) == 0
+    document = json.loads(report.read_text())
+    assert (document["labels"]["n"], document["labels"]["not_labelled"]) == (24, 6)
+    assert any("6 images were drawn and not labelled" in note for note in document["notes"])
+    others = {f"secret-{number:02d}.png" for number in range(COUNT)} - {row["file"] for row in rows}
+    write(file, [*rows, rows[0] | {"file": min(others)}])
+    with pytest.raises(Refusal, match="1 labels more") as refusal:
+        main(arguments(scans, package))
+    assert refusal.value.code == "data_invalid"
+
+
 def test_one_version_against_another(scans: Path, package: Path, make_package: Callable[..., Path]) -> None:
     write(scans.parent / "l.csv", labelled())
     other = make_package("other")

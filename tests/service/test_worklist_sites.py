@@ -135,7 +135,8 @@ def test_what_refuses_to_start_leaves_no_connection_open(make_site: Any, dialect
         pytest.skip("connections are counted by the files that are open")
 
     def connections() -> int:
-        links = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        open_files = Path("/proc/self/fd").iterdir()
+        links = [os.path.realpath(name) for name in open_files]
         return sum(link.startswith(f"{tmp_path / 'state'}{os.sep}") for link in links)
 
     site = make_site(**ALL, sites=("east", "west"))

@@ -186,6 +186,18 @@ def test_misuse_is_refused(options: list[str], tmp_path: Path) -> None:
     assert refusal.value.code == "config_invalid"
 
 
+def test_a_folder_that_cannot_be_written_and_one_that_is_not_there_are_told_in_the_words_of_plan(tmp_path: Path) -> None:
+    file = tmp_path / "s.csv"
+    file.write_text("labels,seed,score\n10,0,0.5\n")
+    with pytest.raises(Refusal) as refusal:
+        main(["--scores", str(file), "--target", "0.9", "--out", "/proc/plan"])
+    assert refusal.value.code == "config_invalid"
+    for folder, message in ((tmp_path / "none", "no such folder of images"), (tmp_path, "holds no image")):
+        with pytest.raises(Refusal, match=message) as refusal:
+            main(["--labels", str(file), "--images", str(folder), "--target", "0.9"])
+        assert "site" not in refusal.value.detail
+
+
 def test_one_source_of_sizes_must_be_given() -> None:
     with pytest.raises(SystemExit):
         main(["--target", "0.9"])
