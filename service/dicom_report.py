@@ -156,6 +156,8 @@ class _Groups:
     def doubts(self, answer: Answer | SegmentationAnswer) -> hd.MeasurementsAndQualitativeEvaluations:
         """Return the group of what is said about the image as a whole."""
         measurements = [*self._doubt(answer), _measure(own.ENTROPY, answer.entropy, own.NATS)]
+        if isinstance(answer, Answer) and answer.predicted_loss_unseen is not None:
+            measurements.append(_measure(own.PREDICTED_LOSS_UNSEEN, answer.predicted_loss_unseen, own.NATS))
         evaluations = [_evaluate(own.VERDICT, own.VERDICTS[answer.verdict])]
         evaluations += [_evaluate(own.REASON, own.REASON_CODES[reason.code]) for reason in answer.reasons]
         if isinstance(answer, SegmentationAnswer) and answer.quantities is not None:

@@ -48,11 +48,12 @@ def comments(report: Dataset) -> list[str]:
 
 def test_findings_doubts_and_verdict_are_those_of_the_answer() -> None:
     image = source()
-    answer = classified(image)
+    answer = classified(image, predicted_loss_unseen=1.25)
     doubt, pneumonia, nodule = parse(structured_report(header_of(image), answer, COMMIT)).get_image_measurement_groups()
     assert values(doubt) == {
         "PREDICTEDLOSS": answer.predicted_loss, "LOSSPERCENTILE": answer.loss_percentile,
         "DOMAINDISTANCE": answer.domain_distance, "DOMAINPERCENT": answer.domain_percentile, "ENTROPY": answer.entropy,
+        "LOSSUNSEEN": answer.predicted_loss_unseen,
     }  # fmt: skip
     assert units(doubt) == {
         "PREDICTEDLOSS": "{nat}",
@@ -60,6 +61,7 @@ def test_findings_doubts_and_verdict_are_those_of_the_answer() -> None:
         "DOMAINDISTANCE": "1",
         "DOMAINPERCENT": "%",
         "ENTROPY": "{nat}",
+        "LOSSUNSEEN": "{nat}",
     }
     assert calls(doubt) == [("VERDICT", "REVIEW"), ("REASON", "LOSSHIGH"), ("REASON", "UIDREUSED")]
     assert pneumonia.finding_type == hd.CodedConcept("233604007", "SCT", "Pneumonia")
@@ -238,5 +240,6 @@ def test_the_answer_of_the_service(client: Any) -> None:
 def test_no_number_of_an_answer_is_forgotten(model: Any) -> None:
     """Whoever adds a number to the answers must decide whether the report says it."""
     said = {"predicted_loss", "loss_percentile", "domain_distance", "domain_percentile", "entropy"}
+    said |= {"predicted_loss_unseen"} if model is Answer else set()
     numbers = {name for name, field in model.model_fields.items() if "float" in str(field.annotation)}
     assert numbers == said
