@@ -126,11 +126,7 @@ class ShownPicture(_Document):
 
 
 class Answer(_Document):
-    """A prediction. ``predicted_loss`` and ``entropy`` are in nats, percentiles in [0, 100].
-
-    ``predicted_loss_unseen`` (nats) is to be expected instead if the hospital is none of those that the model was trained on;
-    null where the card does not know it.
-    """
+    """A prediction: losses and entropy in nats, percentiles in [0, 100]; ``predicted_loss_unseen``: at hospitals not trained on."""
 
     result_id: str
     image_sha256: str

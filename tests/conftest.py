@@ -109,6 +109,7 @@ def tiny_graph(*, poison: float | None = None) -> bytes:
 def tiny_card(graph: bytes, name: str = "tiny") -> ModelCard:
     """Build a complete card for a tiny graph; its limits accept grey images of mid contrast."""
     ramp = tuple(float(value) for value in np.linspace(0.0, 1.0, 101))
+    figure = {"domain": "drawn", "held_out": "patients", "subgroup": "all", "metric": "auroc", "n": 10, "note": ""}
     return ModelCard(
         schema_version=1,
         name=name,
@@ -143,7 +144,7 @@ def tiny_card(graph: bytes, name: str = "tiny") -> ModelCard:
             domain_quantiles=ramp,
             n=100,
             method="given",
-        ),
+        ),  # fmt: skip
         triage=Triage(review_loss_percentile=90, review_domain_percentile=95, refuse_domain_distance=1.5),
         intended_use=IntendedUse(statement="Tests.", population="Drawn images.", not_seen="Everything.", not_for="diagnosis"),
         training=Training(
@@ -154,11 +155,7 @@ def tiny_card(graph: bytes, name: str = "tiny") -> ModelCard:
             config={},
             versions={},
         ),
-        evaluation=(
-            Figure(
-                domain="drawn", held_out="patients", subgroup="all", metric="auroc", value=0.5, low=0.4, high=0.6, n=10, note=""
-            ),
-        ),
+        evaluation=(Figure.model_validate(figure | {"value": 0.5, "low": 0.4, "high": 0.6}),),
     )
 
 

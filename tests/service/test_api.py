@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
-import numpy as np
 import pytest
 import schemathesis
 
@@ -62,15 +61,6 @@ def test_an_answer_says_for_what_its_model_is_not(client: Any, draw: Any) -> Non
     answer = client.predict(draw(1)).json()
     (model,) = client.get("/v1/models").json()["models"]
     assert answer["model"]["intended_use"] == model["card"]["intended_use"]
-
-
-def test_an_answer_says_what_to_expect_at_a_hospital_that_was_not_trained_on(client: Any, draw: Any, package: Path) -> None:
-    answer = client.predict(draw(1)).json()
-    card = read_package(package)[0]
-    assert card.calibration.unseen_loss_knots is not None
-    entropies, losses = zip(*card.calibration.unseen_loss_knots, strict=True)
-    assert answer["predicted_loss_unseen"] == pytest.approx(float(np.interp(answer["entropy"], entropies, losses)))
-    assert answer["predicted_loss_unseen"] != pytest.approx(answer["predicted_loss"])
 
 
 @pytest.mark.parametrize("name", ["cxr-pneumonia", "nuclei"])
