@@ -126,7 +126,7 @@ class ShownPicture(_Document):
 
 
 class Answer(_Document):
-    """A prediction: losses and entropy in nats, percentiles in [0, 100]; ``predicted_loss_unseen``: at hospitals not trained on."""
+    """A prediction: losses and entropy in nats, percentiles in [0, 100]; ``predicted_loss_unseen``: where not trained on."""
 
     result_id: str
     image_sha256: str

@@ -144,7 +144,7 @@ def tiny_card(graph: bytes, name: str = "tiny") -> ModelCard:
             domain_quantiles=ramp,
             n=100,
             method="given",
-        ),  # fmt: skip
+        ),
         triage=Triage(review_loss_percentile=90, review_domain_percentile=95, refuse_domain_distance=1.5),
         intended_use=IntendedUse(statement="Tests.", population="Drawn images.", not_seen="Everything.", not_for="diagnosis"),
         training=Training(
