@@ -21,7 +21,7 @@ from models.objects import Segmentation
 from models.postprocess import Prediction
 from models.triage import Judgement
 from service.database import coded, database_at
-from service.dialects import Insert, Upsert
+from service.dialects import Insert, Look, Upsert
 from service.origins import NOWHERE, Origin
 from service.pseudonyms import Whose
 from service.schemas import SegmentationRecord
@@ -46,9 +46,10 @@ _ADD_KEY = Upsert(site_keys, lambda made: made.on_conflict_do_nothing())
 _KEY = sa.select(site_keys.c.fingerprint).where(site_keys.c.purpose == "pseudonyms")
 _ADD_INSTANCE_OF = Upsert(instances, _or_last_stated)
 _NOTHING = sa.select(1)
+_THERE = Look(sa.select(results.c.id).where(results.c.id == sa.bindparam("key")))
 _RESULT = sa.select(results).where(results.c.id == sa.bindparam("key"))
 _MODEL = sa.select(models).where(models.c.sha256 == sa.bindparam("sha256"))
-_FIRST_IMAGE = (
+_FIRST_IMAGE = Look(
     sa.select(instances.c.image_sha256)
     .where(instances.c.sop_instance_uid == sa.bindparam("uid"))
     .order_by(instances.c.id)
@@ -165,6 +166,11 @@ class Store:
         with coded(), self._turn, self._writer.begin() as connection:
             yield connection
 
+    def _look(self, look: Look, **values: str) -> str | None:
+        """Look for one text; a database's failure is a :class:`Refusal`."""
+        with coded():
+            return look.first(self._reader, **values)
+
     def claimed(self, name: str) -> AbstractContextManager[bool]:
         """Tell, in a block, whether this process is the only one with the database that has claimed that name."""
         return self._database.claimed(name)
@@ -207,10 +213,12 @@ class Store:
 
     def find(self, key: str) -> Stored | None:
         """Return the result of that id, or None."""
+        if self._look(_THERE, key=key) is None:
+            return None
         with self.reading() as connection:
             row = connection.execute(_RESULT, {"key": key}).mappings().first()
             if row is None:
-                return None
+                return None  # erased meanwhile
             model = connection.execute(_MODEL, {"sha256": row["model_sha256"]}).mappings().one()
             return Stored(dict(row), dict(model))
 
@@ -288,9 +296,7 @@ class Store:
         """Tell whether a SOP Instance UID came with another image before."""
         if uid is None:
             return False
-        with self.reading() as connection:
-            first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one_or_none()
-        return first not in {None, image_sha256}
+        return self._look(_FIRST_IMAGE, uid=uid) not in {None, image_sha256}
 
     def restated(self, uid: str | None, image_sha256: str, whose: Whose) -> bool:
         """Tell whether an instance is noted with another patient, or none, than it states now."""
@@ -306,5 +312,4 @@ class Store:
             _ADD_INSTANCE.run(connection, seen)
         else:
             _ADD_INSTANCE_OF.run(connection, seen | {"patient": whose.patient, "patient_number": whose.number})
-        first = connection.execute(_FIRST_IMAGE, {"uid": uid}).scalar_one()
-        return bool(first != image_sha256)
+        return _FIRST_IMAGE.first_within(connection, uid=uid) != image_sha256
