@@ -117,40 +117,49 @@ def material_of(cell: Cell, data: Domains, unlabelled: NDArray[np.int64]) -> Mat
 
 
 def adapted(
-    cell: Cell, data: Domains, recipe: Recipe, scale: str, networks: tuple[Classifier, LossPrediction],
-    unlabelled: NDArray[np.int64], scratch: Path,
-) -> tuple[Classifier, list[dict[str, Any]] | None]:  # fmt: skip
+    cell: Cell, data: Domains, recipe: Recipe, scale: str, unlabelled: NDArray[np.int64], folder: Path, method: Method = BASE
+) -> tuple[Classifier, list[dict[str, Any]] | None]:
     """Return the network adapted by consistency, and its rounds; the network as it was, and None, where that is refused.
 
     Parameters
     ----------
-    scratch : Path
-        Receives the trainings of the rounds, from which an interrupted one goes on, and is removed in the end.
+    folder : Path
+        Keeps the base and what came of it, so that ``annotation_cost.py`` does not train the same again. An interrupted one goes
+        on from its rounds, which are removed in the end.
     """
-    network, rounds = networks[0], None
-    try:
-        module, rounds = adapt(
-            networks, config_of(cell, data, recipe, scale), material_of(cell, data, unlabelled), scratch,
-            lambda images, generator: change(images, cell.data, True, generator),
-        )  # fmt: skip
-        network = module.classifier
-    except Refusal:  # nothing to learn from: the network stays as it is, as it would at a hospital
-        pass
-    shutil.rmtree(scratch, ignore_errors=True)
-    return network, rounds
+    networks = base(cell, data, recipe, folder, method)
+    of = generalization.Cell(cell.data, cell.target, method, cell.seed).key
+    kept = folder / f"{of}-{'with' if cell.method == WITH_SOURCE else 'without'}-source-adapted.pt"
+    with report.alone(folder / f".{kept.stem}.lock"):
+        if not kept.exists():
+            network, rounds = networks[0], None
+            try:
+                module, rounds = adapt(
+                    networks, config_of(cell, data, recipe, scale), material_of(cell, data, unlabelled),
+                    kept.with_suffix(""), lambda images, generator: change(images, cell.data, True, generator),
+                )  # fmt: skip
+                network = module.classifier
+            except Refusal:  # nothing to learn from: the network stays as it is, as it would at a hospital
+                pass
+            partial = kept.with_suffix(".partial")
+            torch.save({"classifier": network.state_dict(), "rounds": rounds}, partial)
+            partial.replace(kept)
+            shutil.rmtree(kept.with_suffix(""), ignore_errors=True)
+    state = torch.load(kept, weights_only=True, map_location="cpu")
+    networks[0].load_state_dict(state["classifier"])
+    return networks[0].eval(), state["rounds"]
 
 
 def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path) -> dict[str, Any]:
     """Return the line of one cell: the score on test images of the target, and of the pseudo-labels of each round."""
     started = time.process_time()
-    network, head = base(cell, data, recipe, folder)
+    network, _ = base(cell, data, recipe, folder)
     unlabelled, test = halves(data, data.split(cell.target, cell.seed)[2], cell.seed)
     rounds: list[dict[str, Any]] | None = []
     if cell.method == ADABN:
         adapt_statistics(network, in_batches(to_tensor(data.images[unlabelled])))
     elif cell.method != SOURCE_ONLY:
-        scratch = folder / f"adaptation-{cell.key}"
-        network, rounds = adapted(cell, data, recipe, scale, (network, head), unlabelled, scratch)
+        network, rounds = adapted(cell, data, recipe, scale, unlabelled, folder)
     logits = outputs(network, data.images[test])[0]
     return {
         "key": cell.key, "data": cell.data, "target": cell.target, "method": cell.method, "seed": cell.seed,
@@ -176,14 +185,16 @@ def summarise(done: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
     for name in dict.fromkeys(line["data"] for line in done):
         for method in METHODS:
             for target in ("all", *SOURCES[name].targets):
-                part = [
-                    line["score"] for line in done
+                mine = [
+                    line for line in done
                     if (line["data"], line["method"]) == (name, method) and target in ("all", line["target"])
                 ]  # fmt: skip
-                if not part:
+                if not mine:
                     continue
+                part, refused = [line["score"] for line in mine], sum(line["refused"] for line in mine)
                 row = {"data": name, "target": target, "method": method, "metric": METRIC[name], "n": len(part)}
-                rows.append(row | {"mean": float(np.mean(part)), "std": float(np.std(part, ddof=1)) if len(part) > 1 else 0.0})
+                spread = float(np.std(part, ddof=1)) if len(part) > 1 else 0.0
+                rows.append(row | {"mean": float(np.mean(part)), "std": spread, "refused": refused})
                 gains = paired(done, name, method, SOURCE_ONLY, target)
                 if method != SOURCE_ONLY and len(gains):
                     mean, low, high = interval(gains)
@@ -196,6 +207,11 @@ def summarise(done: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
     return rows, goals
 
 
+def counted(row: dict[str, Any]) -> str:
+    """Return the number of runs, and how many of them were refused, so that the network stayed as it was."""
+    return f"{row['n']}, {row['refused']} of them refused" if row["refused"] else str(row["n"])
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the Markdown tables: a row a method, a column a target, and the paired gain over all."""
     parts = []
@@ -205,7 +221,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines = []
         for method in METHODS:
             found = [mine.get((method, target)) for target in targets]
-            figures = [f"{row['mean']:.3f} ± {row['std']:.3f} ({row['n']})" if row else "" for row in found]
+            figures = [f"{row['mean']:.3f} ± {row['std']:.3f} ({counted(row)})" if row else "" for row in found]
             gain = mine.get((f"{method} less {SOURCE_ONLY}", "all"))
             lines.append([method, *figures, f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else ""])
         head = ["method", *targets, f"less {SOURCE_ONLY}, over all"]

@@ -2,7 +2,8 @@
 
 python benchmarks/annotation_cost.py --data FOLDER --scale small --work runs/benchmarks
 
-The first models of the classifiers are those of ``generalization.py`` where they lie in the work folder, or else trained there.
+The first models of the classifiers are those of ``generalization.py``, and the adapted ones those of ``adaptation.py``, where
+they lie in the work folder, or else trained there.
 """
 
 from __future__ import annotations

@@ -66,14 +66,14 @@ def pool_of(cell: Cell, data: Domains) -> Pool:
 def begin(cell: Cell, data: Domains, recipe: Recipe, scale: str, pool: Pool, folder: Path) -> Classifier:
     """Return the model that has no label of the hospital: trained at the others, and adapted where the arm says so.
 
-    The trained one is that of ``generalization.py``; both have the augmentation that a practitioner would use.
+    The trained one is that of ``generalization.py``, the adapted one of plain training that of ``adaptation.py``; all have the
+    augmentation that a practitioner would use.
     """
     of = adaptation.Cell(cell.data, cell.target, adaptation.WITH_SOURCE, cell.seed)
     method = SAGNET.with_strong() if cell.arm.style else adaptation.BASE
-    networks = adaptation.base(of, data, recipe, folder, method)
     if not cell.arm.adapted:
-        return networks[0]
-    return adaptation.adapted(of, data, recipe, scale, networks, pool.pool, folder / f"annotation_cost-{cell.key}")[0]
+        return adaptation.base(of, data, recipe, folder, method)[0]
+    return adaptation.adapted(of, data, recipe, scale, pool.pool, folder, method)[0]
 
 
 def tuned(

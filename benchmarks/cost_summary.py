@@ -19,7 +19,8 @@ GOALS = {"nuclei": 5.0, "classifiers": 3.0}
 FIGURE = METRIC | {NUCLEI: "foreground IoU"}
 RULE = (
     "minutes until 95% of what the baseline of the same seed reaches with all labels of the pool, linear between budgets; ratios "
-    "are paired by hospital and seed, 0 where an arm does not get there, and never of less than its smallest budget"
+    "are paired by hospital and seed, 0 where an arm does not get there, and never of less than its smallest budget; the first "
+    "time counts"
 )
 
 
@@ -37,14 +38,14 @@ def ratio(line: Line, base: Line) -> float:
     """Return how many times fewer minutes an arm takes than the baseline.
 
     Never more than can be told: an arm that gets there without any label is counted with its smallest budget, and one that never
-    does with 0. Where the baseline needs no label either, there is nothing to gain, which is 1.
+    does with 0. Where it needs no more than the baseline, and that no more than this budget, nothing more can be told than 1.
     """
-    ours, theirs = reached(line, base), reached(base, base)
+    ours, theirs, smallest = reached(line, base), reached(base, base), line["minutes"][1]
     if theirs is None:  # its last point is the figure itself
         raise ValueError("a baseline always reaches its own figure")
     if ours is None:
         return 0.0
-    return 1.0 if ours == theirs == 0 else theirs / max(ours, line["minutes"][1])
+    return 1.0 if ours <= theirs <= smallest else theirs / max(ours, smallest)
 
 
 def pairs(done: Sequence[Line], arm: str, data: Sequence[str], target: str | None = None) -> list[tuple[Line, Line]]:
@@ -65,6 +66,7 @@ def row_of(found: Sequence[tuple[Line, Line]]) -> Line:
         "metric": "minutes", "n": len(found), "reached": len(minutes), "mean": float(np.mean(minutes)) if minutes else None,
         "std": float(np.std(minutes, ddof=1)) if len(minutes) > 1 else 0.0, "ratio": float(np.median(ratios)),
         "ratio_low": float(ratios.min()), "ratio_high": float(ratios.max()), "rule": RULE,
+        "test": [min(line["test"] for line, _ in found), max(line["test"] for line, _ in found)],
     }  # fmt: skip
 
 
@@ -119,7 +121,9 @@ def table(rows: Sequence[Line], goals: Sequence[Line], whole: bool = True) -> st
             for arm in ARMS if (row := shown.get((data, target, arm.name)))
         ]  # fmt: skip
         header = ["at the new hospital", "expert minutes (got there)", "times fewer, median (range)"]
-        parts.append(f"{data}, {target}:\n\n{report.markdown(header, lines)}")
+        few, many = next(row["test"] for (*place, _), row in shown.items() if place == [data, target])
+        images = str(few) if few == many else f"{few} to {many}"
+        parts.append(f"{data}, {target} ({images} test images a run):\n\n{report.markdown(header, lines)}")
     idle = [
         f"{arm} ({data})" for (data, target, arm), row in shown.items()
         if target == "all" and arm != BASELINE.name and row["ratio"] <= 1

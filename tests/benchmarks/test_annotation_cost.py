@@ -122,11 +122,13 @@ def test_no_test_image_of_the_hospital_is_trained_on_adapted_to_or_chosen(
     assert first.labels == [0, 10, 20]
     assert first.minutes == pytest.approx([0, 10 * CLASS_SECONDS / 60, 20 * CLASS_SECONDS / 60])
     assert first.test == 20
+    for name in ("test", "pool"):  # folders of their own: what was adapted is kept, and would not be adapted again
+        (tmp_path / name).mkdir()
     domains.images[pool.test] = 255 - domains.images[pool.test]
-    cost_classifiers.curve(cell(arm), domains, "smoke", tmp_path)
+    cost_classifiers.curve(cell(arm), domains, "smoke", tmp_path / "test")
     assert torch.equal(weights[3], weights[1])
     domains.images[pool.pool] = 255 - domains.images[pool.pool]
-    cost_classifiers.curve(cell(arm), domains, "smoke", tmp_path)
+    cost_classifiers.curve(cell(arm), domains, "smoke", tmp_path / "pool")
     assert not torch.equal(weights[5], weights[1])  # control: the pool does take part
 
 
@@ -144,8 +146,9 @@ def test_arms_begin_and_choose_as_they_say(domains: Domains, tmp_path: Path, mon
     for arm in (BASELINE, STYLE, ADAPTED, SELECTED):
         name = arm.name
         found[arm] = cost_classifiers.curve(cell(arm), domains, "smoke", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
         "cxr-nih_chestxray-sagnet-strong-0.pt",
+        "cxr-nih_chestxray-strong-0-with-source-adapted.pt",
         "cxr-nih_chestxray-strong-0.pt",
     ]
     assert found[BASELINE].scores[0] == found[SELECTED].scores[0]
@@ -249,6 +252,10 @@ def test_minutes_are_read_off_between_budgets_and_not_reached_is_a_value() -> No
     idle = line(BASELINE, [1.0, 1.0, 1.0, 1.0])
     assert ratio(line(TOGETHER, [1.0, 1.0, 1.0, 1.0]), idle) == 1  # nothing to gain
     assert ratio(line(TOGETHER, [0.5, 1.0, 1.0, 1.0]), idle) == 0
+    quick = line(BASELINE, [0.5, 1.0, 1.0, 1.0])
+    assert ratio(quick, quick) == 1  # itself, though it needs less than the smallest budget
+    assert ratio(line(TOGETHER, [0.96, 0.9, 0.9, 0.9]), quick) == 1
+    assert ratio(line(TOGETHER, [0.5, 0.6, 1.0, 1.0]), quick) == pytest.approx(0.9 / 1.875)
 
 
 def test_sums_pair_hospital_and_seed_and_goals_judge_the_median() -> None:
@@ -265,7 +272,7 @@ def test_sums_pair_hospital_and_seed_and_goals_judge_the_median() -> None:
     shown = table(rows, goals)
     assert "not reached (0 of 1)" in shown
     assert f"Did not lower the minutes: {STYLE.name} (classifiers)." in shown
-    assert "cxr, x" in shown
+    assert "cxr, x (10 test images a run)" in shown
     assert "cxr, x" not in table(rows, goals, whole=False)
     better = [one | {"scores": [0.5, 1, 1, 1]} if one["arm"] == TOGETHER.name else one for one in done]
     faster = [one | {"minutes": [0, 0.1, 2, 4]} if one["arm"] == TOGETHER.name else one for one in better]
