@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -128,24 +127,3 @@ def test_what_each_site_saw(make_site: Any, connect: Any) -> None:
     assert len(reader.get("/v1/sites?days=1").json()["days"]) == 2
     ask(site, "UPDATE verdicts SET scored_again = true WHERE id IN (1, 2)")
     assert [day["site"] for day in reader.get("/v1/sites?days=1").json()["days"]] == ["west"], "the worklist's are no scans"
-
-
-def test_what_refuses_to_start_leaves_no_connection_open(make_site: Any, dialect: str, tmp_path: Path) -> None:
-    if dialect != "sqlite":
-        pytest.skip("connections are counted by the files that are open")
-
-    def connections() -> int:
-        open_files = Path("/proc/self/fd").iterdir()
-        links = [os.path.realpath(name) for name in open_files]
-        return sum(link.startswith(f"{tmp_path / 'state'}{os.sep}") for link in links)
-
-    site = make_site(**ALL, sites=("east", "west"))
-    before = connections()
-    assert before > 0  # the control: those of a site that runs
-    add_token(tmp_path / "state" / "tokens.json", "annotator", "reader", site="west")
-    with pytest.raises(Refusal) as refusal:
-        make_site(**ALL, sites=("east",))
-    assert refusal.value.__traceback__ is not None  # which holds on to all that was opened
-    assert connections() == before
-    site.close()
-    assert connections() < before
