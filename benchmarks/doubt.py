@@ -112,7 +112,7 @@ def run_cell(cell: Cell, data: Domains, recipe: Recipe, scale: str, folder: Path
         "key": cell.key, "data": cell.data, "target": cell.target, "seed": cell.seed, "siblings": siblings.how, "doubts": judged,
         "error": float(wrong[target].mean()), "n": len(target), "unseen_auroc": auroc(np.isin(both, target), far[both]),
         "true_mean": float(losses[target].mean()), "predicted_mean": float(unit.predict(loss[target]).mean()),
-        "entropy_mean": float(expected.mean()), "unseen_mean": float(siblings.unit.predict(expected).mean()),
+        "entropy_mean": float(expected.mean()), "unseen_mean": siblings.said(expected),
         "true_home": float(losses[validation].mean()),
         "predicted_home": said_at_home(loss[validation], losses[validation], data.patients[validation], cell.seed),
         **site_alarm(data, features, validation, target, TRIALS[scale], cell.seed),

@@ -15,9 +15,11 @@ from benchmarks.domain_training import Method, Recipe, Run, build, outputs
 from benchmarks.domains import SOURCES, Domains
 from benchmarks.doubt_scores import Floats
 from benchmarks.generalization import Cell
+from models.card import Calibration
 from models.networks.loss_prediction import LossPrediction
-from models.uncertainty import entropy, softmax
+from models.uncertainty import entropy, predicted_loss_unseen, softmax
 from training.calibrate import cross_entropy, fit_temperature
+from training.unseen import unseen_knots
 
 BASE = Method(strong=True)
 LEFT_OUT = "leave one domain out"
@@ -47,15 +49,19 @@ class HeldOut:
     ----------
     losses : ndarray, shape (N,)
         Of each training image.
-    unit : IsotonicRegression
-        From the entropy of the calibrated softmax to the loss.
+    unit : Calibration
+        What a card would say of the loss on unseen domains, by the entropy of the calibrated softmax.
     how : str
         What a sibling did not see.
     """
 
     losses: NDArray[np.float64]
-    unit: IsotonicRegression
+    unit: Calibration
     how: str
+
+    def said(self, entropies: Floats) -> float:
+        """Return the mean of what would be said of images of an unseen domain."""
+        return float(np.mean([predicted_loss_unseen(float(value), self.unit) for value in entropies]))
 
 
 def held_out(
@@ -89,7 +95,8 @@ def held_out(
         losses[mine] = cross_entropy(logits, data.labels[out], 1.0)
         calibrated[mine] = cross_entropy(logits, data.labels[out], temperature)
         entropies[mine] = entropy(softmax(logits, temperature))
-    return HeldOut(losses, isotonic(entropies, calibrated), how)
+    knots = unseen_knots([(entropies[groups == group], calibrated[groups == group]) for group in np.unique(groups)])
+    return HeldOut(losses, Calibration.model_construct(unseen_loss_knots=knots), how)
 
 
 def temperature_of(logits: Floats, labels: NDArray[np.int64]) -> float:

@@ -44,7 +44,8 @@ def table(card: ModelCard | SegmenterCard) -> list[str]:
     head = "| figure | " + " | ".join(f"{domain}, {held} held out" for domain, held in columns) + " |"
     lines = [head, "| --- " * (len(columns) + 1) + "|", "| images | " + " | ".join(sizes) + " |"]
     for metric in metrics:
-        lines.append(f"| `{metric}` | " + " | ".join(number(whole[(*column, metric)]) for column in columns) + " |")
+        known = [whole.get((*column, metric)) for column in columns]
+        lines.append(f"| `{metric}` | " + " | ".join(number(each) if each else "" for each in known) + " |")
     return lines
 
 

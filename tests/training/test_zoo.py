@@ -147,7 +147,8 @@ def test_a_card_without_any_one_field_is_refused(tmp_path: Path) -> None:
         with pytest.raises(Refusal) as caught:
             read_package(package)
         assert caught.value.code == "package_invalid", path
-        assert path[-1] in caught.value.detail or path == ("schema_version",), caught.value.detail
+        unnamed = path in (("schema_version",), ("calibration", "unseen_loss_knots"))  # the latter may be absent, but not be taken out
+        assert path[-1] in caught.value.detail or unnamed, caught.value.detail
 
 
 def test_a_finding_without_any_one_field_is_refused(tmp_path: Path) -> None:
