@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from models.certify import HTML, JSON, MIN_LABELS, STORE, main
 from models.errors import Refusal
 from models.predictor import Predictor
 from models.site import Row, names_of, predict_site
+from tests.models.certifying import arguments, labelled, read, write
 
 COUNT = 60
 
@@ -34,26 +34,6 @@ def images(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., bytes])
 @pytest.fixture
 def scans(images: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(images, tmp_path / "scans"))
-
-
-def arguments(scans: Path, package: Path, *more: str) -> list[str]:
-    folder = scans.parent
-    return ["--site", str(scans), "--labels", str(folder / "l.csv"), "--model", str(package), "--out", str(folder / "r"), *more]
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(file.read_text().splitlines()))
-
-
-def write(file: Path, rows: list[dict[str, str]]) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def labelled(count: int = 40) -> list[dict[str, str]]:
-    return [{"file": f"secret-{n:02d}.png", "label": ("normal", "pneumonia")[n % 2]} for n in range(count)]
 
 
 class Loaded(HTMLParser):

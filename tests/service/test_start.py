@@ -1,4 +1,4 @@
-"""What a start brings in before it can answer: each of its three processes no more than it needs."""
+"""What a start brings in, each of its three processes no more than it needs, and what one that is refused leaves open."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.errors import Refusal
 from models.example import FILE_NAME, TISSUE_NAME, write_examples
 from service.database import newest
 from service.serve import main as serve
+from service.tokens import add_token
 from tests.service.test_migrations import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,3 +73,20 @@ def test_the_images_to_try_are_drawn_beside_the_start_once(
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("they are there"))
     serve([])
     assert [file.stat().st_mtime_ns for file in files] == drawn
+
+
+def test_what_refuses_to_start_leaves_no_connection_open(make_site: Any, tmp_path: Path) -> None:
+    def connections() -> int:
+        open_files = Path("/proc/self/fd").iterdir()
+        links = [os.path.realpath(name) for name in open_files]
+        return sum(link.startswith(f"{tmp_path / 'state'}{os.sep}") for link in links)
+
+    site = make_site(sites=("east", "west"))
+    assert connections() > 0  # the control: those of a site that runs
+    site.close()
+    assert connections() == 0
+    add_token(tmp_path / "state" / "tokens.json", "ct", "device", "west")
+    with pytest.raises(Refusal, match="OVERREAD_SITES") as refusal:
+        make_site(sites=("east",))
+    assert refusal.value.__traceback__ is not None  # which holds on to all that was opened
+    assert connections() == 0
