@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.discs import DISC_PNG
+from tests.service.discs import DISC_PNG, SIDE
 from tests.service.label_desk import COUNT, Desk, code, marks
 from tests.service.scans import ask
 
@@ -37,12 +37,21 @@ def test_the_models_outlines_are_confirmed_as_they_were_shown(desk: Desk) -> Non
     assert again["agreement"] == {"measure": "dice", "value": pytest.approx(1), "agree": True}
 
 
+def outlined(ring: list[list[int]], name: str = "Nucleus") -> dict[str, Any]:
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    feature = {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": name}}}
+    return {"type": "FeatureCollection", "features": [feature]}
+
+
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
         ({"type": "FeatureCollection", "features": []}, "features"),
         ({"type": "FeatureCollection", "features": "x"}, "features"),
         ({}, "features"),
+        (outlined([[10, 10], [60, 60], [60, 10], [10, 60], [10, 10]]), "crosses or touches itself"),
+        (outlined([[0, 0], [9, 0], [9, 9], [0, 0]], "Region*"), "no nucleus is marked"),
+        (marks(*[(0.5, 0.5)] * (SIDE**2 + 1)), "more nuclei are marked than the image has pixels"),
         ("outside", "outside the image"),
         ("nan", ""),
     ],

@@ -143,6 +143,16 @@ def _points_outside(folder: Path, row: dict[str, str]) -> None:
     (folder / row["points"]).write_text("x,y\n10,10\n500,10\n")
 
 
+def _crossing(folder: Path, row: dict[str, str]) -> None:
+    geometry = '{"type": "Polygon", "coordinates": [[[10, 10], [20, 20], [20, 10], [10, 20], [10, 10]]]}'
+    (folder / "a.geojson").write_text(f'[{{"type": "Feature", "geometry": {geometry}}}]')
+    row |= {"points": "a.geojson"}
+
+
+def _more_points_than_pixels(folder: Path, row: dict[str, str]) -> None:
+    (folder / row["points"]).write_text("x,y\n" + "1,1\n" * (drawings.SIDE**2 + 1))
+
+
 def _no_points(folder: Path, row: dict[str, str]) -> None:
     (folder / row["points"]).write_text("x,y\n")
 
@@ -181,21 +191,13 @@ def _too_small(folder: Path, row: dict[str, str]) -> None:
     Image.fromarray(np.full((20, 90, 3), (200, 100, 100), np.uint8)).save(folder / row["image"])
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        _points_outside,
-        _no_points,
-        _no_image,
-        _broken_image,
-        _twice,
-        _other_size,
-        _empty_map,
-        _colour_map,
-        _nothing_known,
-        _too_small,
-    ],
-)
+SPOIL = (
+    _points_outside, _crossing, _more_points_than_pixels, _no_points, _no_image, _broken_image, _twice, _other_size, _empty_map,
+    _colour_map, _nothing_known, _too_small,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
 @pytest.mark.usefixtures("small")
 def test_bad_rows_are_named_before_time_is_spent(tmp_path: Path, spoil: Callable[[Path, dict[str, str]], None]) -> None:
     rows = drawings.make(tmp_path / "data", 3)
@@ -207,6 +209,7 @@ def test_bad_rows_are_named_before_time_is_spent(tmp_path: Path, spoil: Callable
     assert caught.value.code == "data_invalid"
     assert ".png" not in caught.value.detail
     assert ".csv" not in caught.value.detail
+    assert "a.geojson" not in caught.value.detail
     assert not (tmp_path / "run").exists()
 
 
