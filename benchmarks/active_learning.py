@@ -93,6 +93,8 @@ SELECTIONS = {
     "core-set": Selection(lambda given: core_set(given.seen.features, given.labelled, given.budget)),
     "BADGE": Selection(lambda given: badge(given.seen.probabilities, given.seen.features, given.budget, given.seed)),
     "TypiClust": Selection(lambda given: typical(given.seen.features, given.labelled, given.budget, given.seed)),
+    # The images of random, so that what training jointly costs can be told from what choosing by it brings
+    "random, trained jointly": Selection(lambda given: at_random(len(given.seen.loss), given.budget, given.seed), joint=True),
     "learned loss": Selection(lambda given: most_doubtful(given.seen.loss, given.budget), joint=True),
     OURS: Selection(balanced, joint=True),
 }

@@ -18,8 +18,9 @@ _INSERTS: dict[str, Callable[[sa.Table], Insert]] = {"sqlite": sqlite.insert, "p
 
 
 def insert(connection: sa.Connection, table: sa.Table) -> Insert:
-    """Return an ``INSERT`` into a table that can say what happens to a row which is there."""
-    return _INSERTS[connection.dialect.name](table)
+    """Return an ``INSERT`` into a table that can say what happens to a row which is there, and how many rows it wrote."""
+    # psycopg's cursor forgets the number of rows when it is closed, which an INSERT does
+    return _INSERTS[connection.dialect.name](table).execution_options(preserve_rowcount=True)
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def test_a_claim_is_one_processs_until_it_ends(shared: Store, server: Server, po
         assert (mine, theirs, another) == (True, False, True)
     with other.claimed("watch") as theirs:
         assert theirs
-        postgresql.ask("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        postgresql.ask("SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory'")
         with shared.claimed("watch") as mine:
             assert mine, "what died lets it go"
     other.close()

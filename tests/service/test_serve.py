@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def main(*arguments: str) -> None:
     serve.main(list(arguments))
 
 
+def drawn(words: list[str]) -> bytes:
+    """Return the file that a printed line sends, which is drawn while the service starts."""
+    (file,) = [Path(word.removeprefix("@")) for word in words if word.startswith("@")]
+    end = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    return file.read_bytes()
+
+
 def test_the_state_folder_is_closed_to_others(started: list[Any], tmp_path: Path) -> None:
     main()
     assert len(started) == 1
@@ -39,8 +49,7 @@ def test_the_printed_line_names_a_file_that_is_there(started: list[Any], capsys:
     main("--port", "3999")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  curl ")]
     words = shlex.split(line)
-    (file,) = [word.removeprefix("@") for word in words if word.startswith("@")]
-    assert Path(file).read_bytes() == chest_phantom()
+    assert drawn(words) == chest_phantom()
     assert words[-1] == "http://127.0.0.1:3999/v1/predict"
 
 
@@ -59,8 +68,7 @@ def test_a_line_for_each_kind_of_model(
     assert chest[-1] == "http://127.0.0.1:3999/v1/predict"
     assert tissue[-1] == "http://127.0.0.1:3999/v1/predict?model=nuclei"
     assert "Content-Type: image/png" in tissue
-    (file,) = [word.removeprefix("@") for word in tissue if word.startswith("@")]
-    assert Path(file).read_bytes() == tissue_phantom()
+    assert drawn(tissue) == tissue_phantom()
 
 
 def test_workers_and_address_reach_bentoml(started: list[Any]) -> None:

@@ -41,6 +41,7 @@ def table(count: int, seed: int) -> dict[str, np.ndarray]:
         "positive": positive, "probability": probability, "called": called, "wrong": called != positive,
         "confidence": np.maximum(probability, 1 - probability), "correct": called == positive,
         "true_loss": -np.log(np.where(positive, probability, 1 - probability)), "predicted_loss": random.random(count),
+        "predicted_loss_unseen": random.random(count),
         "loss_score": random.random(count), "entropy": random.random(count), "domain_distance": random.random(count),
         "review": probability > 0.9, "refuse": probability > 0.95,
     }  # fmt: skip
