@@ -261,7 +261,8 @@ def draw(rows: list[dict[str, Any]], axes: Any) -> None:
     axes.axhline(0.2, color="grey", linewidth=0.8)
     axes.set_xticks(np.arange(len(names)) + 0.4, names)
     axes.set_ylabel("share of errors caught, 20% flagged")
-    axes.legend(fontsize=6)
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=6, ncols=3, loc="upper center")
 
 
 def main() -> None:

@@ -228,7 +228,7 @@ def draw(rows: list[dict[str, Any]], axes: Any) -> None:
         axes.plot(row["mean"], place, "o", color="C0")
     axes.set_yticks(range(len(shown)), [f"{row['data']}: {row['method'].split(' less ')[0]}" for row in shown], fontsize=7)
     axes.axvline(0, color="grey", linewidth=0.8)
-    axes.set_xlabel("accuracy or AUROC on the unseen domain, less plain training with the same augmentation")
+    axes.set_xlabel("accuracy or AUROC there, less plain training with the same augmentation", fontsize=8)
 
 
 def main() -> None:
