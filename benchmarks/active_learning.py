@@ -43,6 +43,8 @@ selection begins anew: on ``cifar10`` with random weights, on ``cxr`` with those
 those of the round before."""
 METRIC = {"cifar10": "accuracy", "cxr": "auroc"}
 RANDOM, OURS = "random", "learned loss, balance and diversity"
+CONTROL = "random, trained jointly"
+"""The images of random, so that what training jointly costs can be told from what choosing by the learned loss brings."""
 SHARE = 0.65
 """Of random's labels, which is what the learned loss needs on CIFAR-10 according to the paper."""
 
@@ -93,8 +95,7 @@ SELECTIONS = {
     "core-set": Selection(lambda given: core_set(given.seen.features, given.labelled, given.budget)),
     "BADGE": Selection(lambda given: badge(given.seen.probabilities, given.seen.features, given.budget, given.seed)),
     "TypiClust": Selection(lambda given: typical(given.seen.features, given.labelled, given.budget, given.seed)),
-    # The images of random, so that what training jointly costs can be told from what choosing by it brings
-    "random, trained jointly": Selection(lambda given: at_random(len(given.seen.loss), given.budget, given.seed), joint=True),
+    CONTROL: Selection(lambda given: at_random(len(given.seen.loss), given.budget, given.seed), joint=True),
     "learned loss": Selection(lambda given: most_doubtful(given.seen.loss, given.budget), joint=True),
     OURS: Selection(balanced, joint=True),
 }
