@@ -8,6 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+STRIDE = 16
+"""Pixels: a multiple of the strides of every segmenter here."""
+
+
+def reach(overlap: int) -> int:
+    """Return how many pixels before the image its first tile begins: a quarter of the overlap, rounded up to whole strides."""
+    return -(-(overlap // 4) // STRIDE) * STRIDE
+
 
 def starts(length: int, tile: int, overlap: int) -> NDArray[np.int64]:
     """Place tiles along one side of an image.
@@ -20,13 +28,15 @@ def starts(length: int, tile: int, overlap: int) -> NDArray[np.int64]:
     Returns
     -------
     ndarray of int64, shape (T,), pixels
-        Where the tiles begin, evenly spaced. The first begins a margin (a quarter of the overlap) before the image and the last
-        ends a margin behind it, or further where one tile is more than enough.
+        Where the tiles begin, spread evenly over multiples of :data:`STRIDE`, since a network with strides says something else of
+        an image that is moved by less. The last ends a quarter of the overlap behind the image, or less than a stride further;
+        or where one tile is more than enough.
     """
-    margin = overlap // 4
-    whole = length + 2 * margin
-    count = max(1, -(-(whole - overlap) // (tile - overlap)))
-    return np.rint(np.linspace(-margin, max(length + margin - tile, -margin), count)).astype(np.int64)
+    first = -reach(overlap) // STRIDE
+    last = max(first, -(-(length + overlap // 4 - tile) // STRIDE))
+    step = max(1, (tile - overlap) // STRIDE)
+    gaps = -((first - last) // step)
+    return STRIDE * (first + np.arange(gaps + 1, dtype=np.int64) * (last - first) // max(gaps, 1))
 
 
 def ramp(tile: int, overlap: int) -> NDArray[np.float32]:
@@ -45,8 +55,8 @@ def ramp(tile: int, overlap: int) -> NDArray[np.float32]:
 class Tiling:
     """Where the tiles of an image lie, in reading order.
 
-    The image is continued by reflection: at its edge by a quarter of the overlap, so that no pixel of it depends on what a
-    network does at the border of a tile, and further where the image is smaller than a tile.
+    The image is continued by reflection: at its edge by a quarter of the overlap at least, so that no pixel of it depends on
+    what a network does at the border of a tile, and further where the image is smaller than a tile.
 
     Attributes
     ----------
@@ -90,7 +100,7 @@ class Tiling:
         -------
         ndarray, shape (len(corners), height, width, ...)
         """
-        margin = self.overlap // 4
+        margin = reach(self.overlap)
         behind = self.height + margin, self.width + margin
         down = np.pad(np.arange(self.rows), (margin, behind[0]), mode="reflect")
         across = np.pad(np.arange(self.columns), (margin, behind[1]), mode="reflect")
@@ -112,10 +122,9 @@ class Tiling:
         -------
         ndarray, float32, shape (rows, columns)
             The mean over the tiles that cover a pixel, weighted by :func:`ramp`. It equals what the network says of the whole
-            image, continued by reflection, where its receptive field reaches at most a quarter of the overlap to each side and
-            the tiles begin at multiples of its stride.
+            image, continued by reflection, where its receptive field reaches at most a quarter of the overlap to each side.
         """
-        margin = self.overlap // 4
+        margin = reach(self.overlap)
         tops, down = _weights(self.rows, self.height, self.overlap)
         lefts, across = _weights(self.columns, self.width, self.overlap)
         canvas = np.zeros((tops[-1] + margin + self.height, lefts[-1] + margin + self.width), np.float32)
@@ -129,7 +138,7 @@ class Tiling:
 def _weights(length: int, tile: int, overlap: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return where tiles begin along one side, and their weights (T, tile), which add up to 1 at every pixel of the image."""
     begins = starts(length, tile, overlap)
-    weight, margin = ramp(tile, overlap), overlap // 4
+    weight, margin = ramp(tile, overlap), reach(overlap)
     total = np.zeros(begins[-1] + margin + tile, np.float32)
     for begin in begins + margin:
         total[begin : begin + tile] += weight

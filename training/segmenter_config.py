@@ -80,7 +80,7 @@ class SegmenterConfig(BaseModel):
     label: Word
     domains: Annotated[tuple[Word, ...], Field(min_length=1)]
     input: InputSpec
-    overlap: Annotated[int, Field(ge=0)] = 24
+    overlap: Annotated[int, Field(ge=0)] = 48
     fractions: tuple[Fraction, Fraction, Fraction] = (0.6, 0.2, 0.2)
     labels: Literal["points", "voronoi", "cluster", "masks"] = "voronoi"
     edges: Literal["none", "pseudo_edge", "pseudo_edge_attention"] = "none"

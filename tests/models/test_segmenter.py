@@ -88,13 +88,13 @@ def same(first: Segmentation, second: Segmentation) -> bool:
 def test_doubts_are_those_of_the_tiles(predictor: SegmenterPredictor) -> None:
     picture = draw(64, 150, DISCS[:4]) // 2 + 50  # mean values from 0 to 1, as the card's quantiles of the distance
     segmentation, _ = predictor.predict(image(picture))
-    # The graph's score is the tile's variance, its distance the size of the tile's mean; the margin (4) is reflected
-    wide = np.pad((picture / 255 - 0.5) / 0.25, ((4, 60), (4, 4), (0, 0)), mode="reflect")
+    # The graph's score is the tile's variance, its distance the size of the tile's mean; the margin (16) is reflected
+    wide = np.pad((picture / 255 - 0.5) / 0.25, ((16, 60), (16, 16), (0, 0)), mode="reflect")
     calibration = predictor.card.calibration
-    assert [(tile.x, tile.y) for tile in segmentation.tiles] == [(0, 0), (43, 0), (90, 0), (0, 4), (43, 4), (90, 4)]
+    assert [(tile.x, tile.y) for tile in segmentation.tiles] == [(x, y) for y in (0, 16) for x in (0, 16, 48, 96)]
     scores, distances = [], []
     for tile in segmentation.tiles:
-        left, top = (tile.x or -4) + 4, (tile.y or -4) + 4
+        left, top = (tile.x or -16) + 16, (tile.y or -16) + 16
         part = wide[top : top + 64, left : left + 64]
         scores.append(part.var())
         distances.append(abs(part.mean()))
@@ -102,13 +102,13 @@ def test_doubts_are_those_of_the_tiles(predictor: SegmenterPredictor) -> None:
         assert tile.loss_percentile == pytest.approx(uncertainty.percentile(scores[-1:], calibration.loss_quantiles)[0], abs=1e-3)
         assert tile.domain_distance == pytest.approx(distances[-1], abs=1e-5)
         assert tile.domain_percentile == pytest.approx(100 * distances[-1], abs=1e-2)
-    assert segmentation.tiles[0].width == 60
+    assert segmentation.tiles[0].width == 48
     assert segmentation.tiles[-1].x + segmentation.tiles[-1].width == 150
     assert len({round(score, 6) for score in scores}) > 3  # the tiles differ, so that their order is tested
     assert segmentation.loss_score == pytest.approx(np.mean(scores), abs=1e-5)
     assert segmentation.domain_distance == pytest.approx(np.mean(distances), abs=1e-5)
     assert segmentation.predicted_loss == pytest.approx(np.mean([tile.predicted_loss for tile in segmentation.tiles]))
-    # Six tiles: three of them are more than a third
+    # Eight tiles: three of them are more than a third
     assert segmentation.loss_percentile == pytest.approx(100 * sorted(scores)[-3] / 4, abs=1e-3)
     assert segmentation.domain_percentile == pytest.approx(100 * sorted(distances)[-3], abs=1e-2)
     assert segmentation.features.shape == (2,)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.tiles import Tiling, ramp, starts
+from models.tiles import STRIDE, Tiling, ramp, starts
 
 REACH = 4
 """Pixels to each side that the network sees: four 3 x 3 convolutions."""
@@ -116,11 +116,14 @@ def test_weights_add_up_to_one(length: int, overlap: int) -> None:
 @pytest.mark.parametrize("length", [64, 65, 200, 517])
 def test_neighbours_overlap_enough_and_reach_both_edges(length: int, overlap: int) -> None:
     begins = starts(length, 64, overlap)
-    assert begins[0] == -(overlap // 4)
-    assert begins[-1] + 64 >= length + overlap // 4
-    assert (np.diff(begins) <= 64 - overlap).all()
+    assert -STRIDE < begins[0] + overlap // 4 <= 0
+    assert 0 <= begins[-1] + 64 - (length + overlap // 4) < STRIDE or len(begins) == 1
+    steps = np.diff(begins)
+    assert (steps <= 64 - overlap).all()
+    assert (begins % STRIDE == 0).all()
+    assert np.ptp(steps) <= STRIDE if len(steps) else True
     # One tile fewer would not do
-    assert (len(begins) - 1) * (64 - overlap) + overlap < length + 2 * (overlap // 4)
+    assert len(begins) == 1 or begins[0] + (len(begins) - 2) * ((64 - overlap) // STRIDE * STRIDE) + 64 < length + overlap // 4
 
 
 def test_two_ramps_add_up_to_one() -> None:

@@ -87,7 +87,6 @@ def test_training_page_names_the_command_that_made_the_model(card: ModelCard) ->
         assert documented[name] == made[name], name
     assert documented["input"].name == made["input"].name
     other = read_package(ZOO / "nuclei")[0].training.command.split()[3:]
-    other = ["--supervision" if word == "--labels" else word for word in other]  # its name when nuclei 1.0.0 was made
     lines = [line for line in text.splitlines() if line.startswith("overread train segmenter")]
     parsed = [vars(segmenter._parser().parse_args(line.split()[3:])) for line in lines]
     theirs = vars(segmenter._parser().parse_args(other))
