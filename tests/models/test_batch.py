@@ -17,6 +17,7 @@ from models.imaging import read_image
 from models.predictor import Predictor
 from models.segmenter import SegmenterPredictor
 from models.triage import Judgement
+from tests.models.bombs import png
 from tests.models.slides import SPACING, slide_bytes
 
 
@@ -194,6 +195,18 @@ def test_a_part_of_an_image_and_of_a_slide(tissue: Path, make_segmenter: Callabl
     assert main([*paths, *options]) == 1, "a slide needs a region"
     _, refused = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())
     assert refused["error"] == "region_required"
+
+
+def test_a_picture_of_50000_pixels_a_side_is_passed_over(
+    tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tissue / "large.png").write_bytes(png(50_000, 50_000))
+    options = ["--out", str(tmp_path / "r.jsonl"), "--model", str(make_segmenter())]
+    for region in ([], ["--region", "0,0,200,200"]):
+        assert main([str(tissue), *options, *region]) == 1
+        rows = {Path(row["file"]).name: row for row in map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())}
+        assert rows["large.png"]["error"] == "image_too_large"
+        assert rows["tissue.png"]["count"] > 0, "the control: what lies beside it is analysed"
 
 
 @pytest.mark.parametrize("region", ["1,2,3", "a,b,c,d", "1,2,3,-4", "1.5,0,9,9"])
