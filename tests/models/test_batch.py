@@ -197,9 +197,7 @@ def test_a_part_of_an_image_and_of_a_slide(tissue: Path, make_segmenter: Callabl
     assert refused["error"] == "region_required"
 
 
-def test_a_picture_of_50000_pixels_a_side_is_passed_over(
-    tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_picture_of_50000_pixels_is_passed_over(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
     (tissue / "large.png").write_bytes(png(50_000, 50_000))
     options = ["--out", str(tmp_path / "r.jsonl"), "--model", str(make_segmenter())]
     for region in ([], ["--region", "0,0,200,200"]):
