@@ -37,8 +37,8 @@ class Work:
         Of one core, an image.
     report_seconds : float
         Of one core, to make what is stored in the archive.
-    memory_mib : float or None
-        Of a worker, after the measurements; None where it was not measured.
+    memory_mib : float
+        Of a worker, after the measurements.
     watched_a_minute : float
         Images of which one watch stored the results in an archive beside it.
     """
@@ -47,7 +47,7 @@ class Work:
     images: int
     seconds: float
     report_seconds: float
-    memory_mib: float | None
+    memory_mib: float
     watched_a_minute: float
 
     @property
@@ -90,7 +90,7 @@ def read(folder: Path = report.RESULTS) -> tuple[Work, Work]:
             5,
             whole["milliseconds"] / 1000,
             _row(pacs, measure="writing", model="nuclei", part="sr + seg + sc")["ms"] / 1000,
-            None,
+            _row(speed, measure="memory")["worker_mib_after"],
             _row(pacs, measure="arrival", model="nuclei", part="sr + seg + sc")["studies_a_minute"],
         ),
     )
@@ -128,7 +128,7 @@ def tables(works: tuple[Work, ...]) -> str:
             work.name,
             f"{work.images_a_second:.1f}",
             f"{1000 * work.report_seconds:.0f}",
-            "not measured" if work.memory_mib is None else f"{work.memory_mib:.0f}",
+            f"{work.memory_mib:.0f}",
         ]
         for work in works
     ]

@@ -8,13 +8,17 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
 
 from benchmarks import report
+from benchmarks.serving_client import exchange, request
+from benchmarks.serving_servers import overread
 from benchmarks.training_speed import side_by_side
 from models.example import draw_tissue
 from models.geojson import feature_collection
@@ -23,8 +27,8 @@ from models.quantities import quantities
 from models.segmenter import SegmenterPredictor
 from models.separation import detect
 
-SCALES = {"smoke": (300, 2), "small": (1000, 15)}
-"""Side of the image in pixels, and repeats."""
+SCALES = {"smoke": (300, 2, 4), "small": (1000, 15, 60)}
+"""Side of the image in pixels, repeats, and images sent to a service whose memory is looked at."""
 PACKAGE = report.ROOT / "models" / "zoo" / "nuclei"
 SHARE = 1 / 1.3
 """Of the whole that the network has to take at least: everything around it costs at most 30% of it."""
@@ -57,14 +61,38 @@ class TimedGraph:
         self.predictor.predict(self.image)
 
 
-def measure(side: int, repeats: int) -> list[dict[str, Any]]:
-    """Time the network and everything else; times are processor time, ratios are taken turn by turn."""
+def picture_of(side: int) -> np.ndarray:
+    """Return drawn tissue, continued by reflection, uint8 (side, side, 3)."""
     phantom = draw_tissue()
     beyond = max(side - len(phantom), 0)
-    picture = np.pad(phantom, ((0, beyond), (0, beyond), (0, 0)), mode="reflect")[:side, :side]
+    return np.pad(phantom, ((0, beyond), (0, beyond), (0, 0)), mode="reflect")[:side, :side]
+
+
+def encoded(picture: np.ndarray) -> bytes:
+    """Return a picture as PNG."""
     stream = io.BytesIO()
     Pillow.fromarray(picture).save(stream, format="PNG")
-    png, served = stream.getvalue(), SegmenterPredictor.load(PACKAGE)
+    return stream.getvalue()
+
+
+def memory(side: int, count: int) -> dict[str, Any]:
+    """Send images that differ to a service of the shipped model, two at a time; return what its worker holds before and after."""
+    picture = picture_of(side)
+    report.SMOKE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=report.SMOKE) as folder, overread(PACKAGE, Path(folder)) as server:
+        ready = server.memory_mib()[0]
+        bodies = (encoded(np.roll(picture, number, axis=1)) for number in range(count))
+        sent = [request(server.path, "image/png", server.token, body) for body in bodies]
+        answers = exchange(server.port, sent, 2).answers
+        if {status for status, _ in answers} != {200}:
+            raise RuntimeError("an answer was not 200")
+        after = server.memory_mib()[0]
+    return {"measure": "memory", "side": side, "n": count, "worker_mib_ready": ready, "worker_mib_after": after}
+
+
+def measure(side: int, repeats: int) -> list[dict[str, Any]]:
+    """Time the network and everything else; times are processor time, ratios are taken turn by turn."""
+    png, served = encoded(picture_of(side)), SegmenterPredictor.load(PACKAGE)
     image = read_image(png)
     segmentation, foreground = served.predict(image)
     graph = TimedGraph(served, image)
@@ -109,7 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True)
     scale = parser.parse_args().scale
-    rows = measure(*SCALES[scale])
+    side, repeats, count = SCALES[scale]
+    rows = measure(side, repeats)
     for row in rows:
         print(f"{row['part']}: {row['milliseconds']:.0f} ms, {row['median']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
     by_part = {row["part"]: row["median"] for row in rows}
@@ -117,14 +146,18 @@ def main() -> None:
         report.goal(f"share of the network in the time of: {part}", 1 / by_part[part], round(SHARE, 4))
         for part in ("prediction", "from PNG to GeoJSON and quantities")
     ]
-    file = report.write("segmentation_speed", scale, [0], rows, goals)
+    held = memory(side, count)
+    file = report.write("segmentation_speed", scale, [0], [*rows, held], goals)
     print(report.plot(file, lambda axes: draw(axes, rows)))
     if scale == "small":
         parts = [
             [row["part"], row["milliseconds"], f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"] for row in rows
         ]
         text = report.markdown(["part", "ms, one core", "median (quartiles), as a ratio to the network"], parts)
-        report.fill(PAGE, "segmentation_speed", report.verdicts(goals) + "\n\n" + text)
+        note = (
+            f"A worker holds {held['worker_mib_ready']:.0f} MiB when ready, {held['worker_mib_after']:.0f} after {count} images."
+        )
+        report.fill(PAGE, "segmentation_speed", "\n\n".join([report.verdicts(goals), text, note]))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_the_command_writes_what_is_missing(tmp_path: Path, monkeypatch: pytest.
 
 def test_needs_are_those_worked_out_by_hand() -> None:
     """28,800 studies a day are one every three seconds; in the busiest hour one a second, of two images of 0.3 s each."""
-    work = Work("w", images=2, seconds=0.25, report_seconds=0.05, memory_mib=None, watched_a_minute=1)
+    work = Work("w", images=2, seconds=0.25, report_seconds=0.05, memory_mib=400.0, watched_a_minute=1)
     found = need(work, 28_800)
     assert found.images_a_second == pytest.approx(2)
     assert found.cores == pytest.approx(1.0)  # 0.6 of it used
