@@ -136,7 +136,7 @@ def _train(
     base: tuple[Classifier, LossPrediction], recipe: RunConfig, material: Material, found: PseudoLabels, folder: Path,
     seed: int, change: Change,
 ) -> AdaptationTraining:  # fmt: skip
-    module = AdaptationTraining(*copy.deepcopy(base), recipe, seed, change).to(memory_format=torch.channels_last)
+    module = AdaptationTraining(*copy.deepcopy(base), recipe, seed, change)
     if not (folder / WEIGHTS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         module.train()

@@ -22,7 +22,7 @@ from models.networks.style import StyleHead, content_maps
 from training.augmentation import augment
 from training.config import Run, RunConfig, fold_of, make_config, read_input_spec, read_run, refuse_other, versions, write_json
 from training.data import Manifest, check_splits, load_images, read_manifest, split_of
-from training.fit import WEIGHTS, adamw, fit, load_safely, rate
+from training.fit import WEIGHTS, adamw, fit, load_safely, memory_format, rate
 from training.held_out import REPORT as HELD_OUT
 from training.held_out import finish, held_out_runs
 from training.losses import ranking_loss
@@ -104,7 +104,7 @@ class ClassifierTraining(lightning.LightningModule):
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         images = augment(images.cpu(), self.config.input, self.config.flip, generator).to(images.device)
         joint = step < self.config.loss_gradient_until * self.config.total_steps
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(self.config))
         if self.style_head is not None and self.style_optimizers is not None:
             for optimizer in self.style_optimizers:
                 for group in optimizer.param_groups:
@@ -154,7 +154,7 @@ def seconds_per_step(config: RunConfig, start: Start | None, images: Tensor, lab
     steps : int
         Steps timed after one that is not.
     """
-    module = ClassifierTraining(config, start).to(memory_format=torch.channels_last).train()
+    module = ClassifierTraining(config, start).to(memory_format=memory_format(config)).train()
     optimizer = module.configure_optimizers()["optimizer"]
     started = 0.0
     for step in range(steps + 1):
@@ -304,7 +304,7 @@ def main(argv: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", each_run.model_dump(mode="json"))
         torch.manual_seed(config.seed)
-        module = ClassifierTraining(each_run.config, start).to(memory_format=torch.channels_last)
+        module = ClassifierTraining(each_run.config, start)
         fit(module, PARTS, each_run.config, images.where("train", each_run.config), folder)
     for folder in to_fit:
         held_out = held_out_runs(folder, runs[folder].config)

@@ -20,7 +20,7 @@ from models.networks.style import featurizer_maps, randomize_style
 from training.adaptation_config import Adaptation
 from training.config import RunConfig
 from training.data import BalancedBatches
-from training.fit import adamw, rate
+from training.fit import adamw, memory_format, rate
 from training.losses import ranking_loss, style_consistency
 from training.pseudo_labels import PseudoLabels
 
@@ -152,7 +152,7 @@ class AdaptationTraining(lightning.LightningModule):
         torch.manual_seed(step)
         generator = torch.Generator().manual_seed(step)
         changed = self.change(torch.cat([images, unlabelled]).cpu(), generator).to(images.device)
-        changed = changed.contiguous(memory_format=torch.channels_last)
+        changed = changed.contiguous(memory_format=memory_format(self.config))
         task, ranking, consistency = self.losses(changed[: len(images)], labels, kinds, changed[len(images) :], generator)
         shown = {"loss": task, "ranking": ranking, "consistency": consistency}
         self.log_dict(shown, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))

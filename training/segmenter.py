@@ -22,7 +22,7 @@ from models.networks.segmenter import Segmenter
 from training.augmentation import stain_jitter
 from training.config import read_input_spec, refuse_other, versions, write_json
 from training.data import SPLITS
-from training.fit import WEIGHTS, adamw, fit_batches, load_safely, rate
+from training.fit import WEIGHTS, adamw, fit_batches, load_safely, memory_format, rate
 from training.losses import dice_losses, edge_loss, pairwise_loss, partial_cross_entropy, ranking_loss
 from training.segmenter_config import SegmenterConfig, SegmenterRun, make_segmenter_config, read_segmenter_run
 from training.segmenter_crops import crop_loader
@@ -107,7 +107,7 @@ class SegmenterTraining(lightning.LightningModule):
         if self.config.stain:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
             images = stain_jitter(images.cpu(), self.config.input, generator).to(images.device)
-        # Not channels last: with it, float32 and maps of few channels, the backward pass of torch 2.12 crashes on processors.
+        images = images.contiguous(memory_format=memory_format(self.config))
         task, ranking = self.losses(images, labels, step < self.config.loss_gradient_until * self.config.total_steps)
         self.log_dict({"loss": task, "ranking": ranking}, prog_bar=True, on_step=False, on_epoch=True)
         return task + self.config.loss_weight * ranking
@@ -205,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seconds_per_step(config: SegmenterConfig) -> float:
     """Time a forward and backward pass after one that is not timed, on a network of its own and noise."""
-    module = SegmenterTraining(config)
-    images = torch.randn(config.batch_size, 3, config.crop, config.crop)
+    module = SegmenterTraining(config).to(memory_format=memory_format(config))
+    images = torch.randn(config.batch_size, 3, config.crop, config.crop).contiguous(memory_format=memory_format(config))
     labels = torch.randint(-1, 2, (config.batch_size, 1, config.crop, config.crop))
     for _ in range(2):
         started = time.perf_counter()
