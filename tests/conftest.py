@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from models.card import (
     Triage,
     card_bytes,
 )
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
@@ -221,13 +221,6 @@ def draw() -> Callable[..., bytes]:
     return png
 
 
-def free_port() -> int:
-    """Return a TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Server:
     """A running ``overread serve``."""
@@ -272,7 +265,7 @@ class Server:
                 self.process.wait(40)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait(10)
+                self.process.wait(60)
         return self.process.returncode
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
+from tests.ports import free_port
 
 SECONDS = 120
 USER, PASSWORD = "overread", "change-me"

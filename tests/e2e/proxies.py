@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
+from tests.ports import free_port
 
 CONFIGURATION = (ROOT / "deploy" / "nginx.conf").read_text()
 NAME = "overread.example"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pydicom
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
 from tests.e2e.orthancs import SECONDS, until
+from tests.ports import free_port
 
 TITLES = {"OVERREAD_DIMSE_TITLE": "OVERREAD", "OVERREAD_DIMSE_CALLERS": "CT-1,STORESCU"}
 

@@ -15,7 +15,8 @@ import pytest
 
 from service.access import ACCESS, ROLES
 from service.tokens import add_token, revoke_token
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
+from tests.ports import free_port
 from tests.routes import URLS
 
 DOCS = ROOT / "docs" / "access.md"

@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Server, free_port
+from tests.conftest import ROOT, Server
+from tests.ports import free_port
 
 BENTOML = str(Path(sys.executable).parent / "bentoml")
 EXPECTED = re.compile(

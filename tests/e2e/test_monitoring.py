@@ -20,7 +20,8 @@ from service.arrivals import Arrivals, Position
 from service.promotion import Desk
 from service.settings import Settings
 from service.store import Store
-from tests.conftest import ROOT, free_port, require
+from tests.conftest import ROOT, require
+from tests.ports import free_port
 from tests.service.packages import write
 from training.config import RunConfig
 from training.data import split_of

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Server, free_port
+from tests.conftest import ROOT, Server
+from tests.ports import free_port
 
 PYTHON = ROOT / ".venv" / "bin" / "python"
 

@@ -24,7 +24,6 @@ from models.card import ModelCard, read_package
 from models.comparison import read_comparison
 from models.label_package import read_label_package
 from service.tokens import add_token
-from tests.conftest import free_port
 from tests.page.conftest import Place
 from tests.page.loop_steps import (
     ABOUT,
@@ -42,6 +41,7 @@ from tests.page.loop_steps import (
     write_folder,
     write_spec,
 )
+from tests.ports import free_port
 
 LEASE = "**/v1/worklist/lease"
 GONE = ("Failed to load resource: net::ERR_CONNECTION_", "Failed to load resource: net::ERR_EMPTY_RESPONSE")

@@ -14,7 +14,7 @@ from models.errors import Refusal
 from service.dicomweb import Archive
 from service.places import Place
 from service.settings import PROXIES, Settings
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.service.peers import Answer, Peer
 
 PLACE = Place("one", "1.2", "1.3", "1.4")

@@ -31,8 +31,9 @@ from service.receive import (
     main,
 )
 from service.settings import Settings, read_settings
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
 from tests.models.dicom_files import DEFLATED, element, raw_file
+from tests.ports import free_port
 from tests.service.archives import MemoryArchive, chest, settle
 
 

@@ -23,7 +23,7 @@ from service.score_archive import Content, Folder
 from service.score_output import PASSED_OVER, Made, Output
 from service.score_ray import Job, Piece
 from service.score_rows import row_of, rows_of
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.service.archives import chest
 from tests.service.peers import Peer
 
