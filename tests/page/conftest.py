@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from service.tokens import add_token
 from tests.conftest import Server, require
 
 SIZES = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 390, "height": 844}}
-WAIT = 15_000
-"""Milliseconds that anything on a page may take; the machine is shared."""
+WAIT = 60_000
+"""Milliseconds that anything on a page may take; the machine is shared, and may stand still for a while."""
 
 
 @dataclass
@@ -54,7 +54,8 @@ def browser() -> Iterator[Browser]:
     """The browser. For a module: while Playwright runs, nothing else in this process may use asyncio."""
     require("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        expect.set_options(timeout=WAIT)
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"], timeout=2 * WAIT)
         yield browser
         browser.close()
 
