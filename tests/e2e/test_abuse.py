@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,20 +14,34 @@ import psutil
 import pytest
 
 from service.heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_UNREAD_BYTES
+from service.serve import GRACE_SECONDS
+from tests.clocks import still_clock
+from tests.e2e.test_overload import costly
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
 
 
 @pytest.fixture(scope="module")
 def small(start_server: Any, package: Any) -> Any:
-    """A server that can be filled: one thread, two places to wait, short times."""
-    return start_server(
-        package, OVERREAD_THREADS="1", OVERREAD_QUEUE="2", OVERREAD_BODY_TIMEOUT_SECONDS="2", OVERREAD_MAX_BODY_BYTES="20000000"
-    )
+    """A server that can be filled: one thread, two places to wait."""
+    return start_server(package, OVERREAD_THREADS="1", OVERREAD_QUEUE="2", OVERREAD_MAX_BODY_BYTES="20000000")
 
 
 def connect(server: Any) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=HEAD_SECONDS + 15)
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=HEAD_SECONDS + 45)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return the next answer, in however many pieces it comes."""
+    answer, length = b"", 1
+    while len(answer) < length:
+        piece = connection.recv(65536)
+        assert piece, f"half an answer: {answer[:200]!r}"
+        answer += piece
+        head, blank, _ = answer.partition(b"\r\n\r\n")
+        declared = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+        length = len(head) + len(blank) + int(declared[1]) if blank and declared else len(answer) + 1
+    return answer
 
 
 def growth(server: Any, act: Callable[[], None]) -> int:
@@ -50,7 +64,7 @@ def test_a_head_without_end_is_cut(small: Any) -> None:
             except (ConnectionResetError, BrokenPipeError):
                 pass
         assert sent < 20 * MAX_HEAD_BYTES + 10_000_000  # what the kernel buffers is not ours
-        assert httpx.get(f"{small.url}/healthz", timeout=2).status_code == 200
+        assert httpx.get(f"{small.url}/healthz", timeout=60).status_code == 200
 
 
 def test_a_body_that_nobody_reads_is_cut(small: Any) -> None:
@@ -71,9 +85,9 @@ def test_who_sends_first_and_reads_then_sees_the_refusal(small: Any) -> None:
         for _ in range(10):
             connection.sendall(bytes(50_000))
             time.sleep(0.01)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
+        assert received(connection).startswith(b"HTTP/1.1 404 ")
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 "), "the connection is still good"
+        assert received(connection).startswith(b"HTTP/1.1 200 "), "the connection is still good"
 
 
 def test_so_does_who_asks_for_the_connection_to_be_closed(small: Any) -> None:
@@ -101,14 +115,14 @@ def test_a_body_of_300_mb_is_refused_early(small: Any, declared: dict[str, str])
     def send() -> None:
         headers = {"content-type": "image/png"} | declared
         try:
-            response = httpx.post(f"{small.url}/v1/predict", content=chunks(), headers=headers, timeout=20)
+            response = httpx.post(f"{small.url}/v1/predict", content=chunks(), headers=headers, timeout=60)
             assert (response.status_code, response.json()["code"]) == (413, "too_large")
         except (httpx.WriteError, httpx.ReadError):
             pass  # cut while still sending
 
     assert growth(small, send) < 64e6
     assert len(sent) < 60
-    assert httpx.get(f"{small.url}/readyz").status_code == 200
+    assert httpx.get(f"{small.url}/readyz", timeout=60).status_code == 200
 
 
 def test_a_chunked_body_without_end_is_cut_at_the_limit(small: Any, metrics: Any) -> None:
@@ -125,14 +139,16 @@ def test_a_chunked_body_without_end_is_cut_at_the_limit(small: Any, metrics: Any
     assert metrics(small)['overread_requests_total{code="too_large",route="/v1/predict",status="413"}'] == before + 1
 
 
-def test_slow_bodies_are_told_so(small: Any) -> None:
-    with connect(small) as connection:
+def test_slow_bodies_are_told_so(start_server: Any, package: Any) -> None:
+    hasty = start_server(package, OVERREAD_THREADS="1", OVERREAD_BODY_TIMEOUT_SECONDS="2")
+    with connect(hasty) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\nx")
         started = time.monotonic()
         answer = b"".join(iter(lambda: connection.recv(65536), b""))  # head and body may come apart; then it is closed
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code": "request_timeout"' in answer
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25  # and not only after the thirty seconds that are usual
+    assert hasty.stop() == 0
 
 
 def test_slow_heads_are_cut(small: Any) -> None:
@@ -141,7 +157,7 @@ def test_slow_heads_are_cut(small: Any) -> None:
         slow.sendall(b"GET / HT")
         assert slow.recv(100) == b""
         assert silent.recv(100) == b""
-        assert time.monotonic() - started < HEAD_SECONDS + 10
+        assert time.monotonic() - started < HEAD_SECONDS + 30
 
 
 def test_clients_that_vanish_leave_no_slot_taken(small: Any, draw: Any, metrics: Any, predict: Any) -> None:
@@ -156,7 +172,7 @@ def test_clients_that_vanish_leave_no_slot_taken(small: Any, draw: Any, metrics:
             connection.sendall(
                 HEAD.replace(b"image/png", b"multipart/form-data; boundary=b") + b"Content-Length: 999\r\n\r\n--b\r\n"
             )
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while metrics(small)["overread_queue_depth"] and time.monotonic() < end:
         time.sleep(0.1)
     for seed in range(3):
@@ -165,15 +181,21 @@ def test_clients_that_vanish_leave_no_slot_taken(small: Any, draw: Any, metrics:
     assert "Traceback" not in small.log.read_text()
 
 
-def test_too_many_callers_are_told_at_once(small: Any, draw: Any, predict: Any) -> None:
-    bodies = [draw(200, 1000) + bytes([number]) for number in range(100)]
+def test_too_many_callers_are_told_at_once(small: Any, predict: Any) -> None:
+    image = costly(200)  # to the server, and not to who sends it: a hundred are sent while it works on a few
+    bodies = [image + bytes([number]) for number in range(100)]
 
-    def one(body: bytes) -> tuple[httpx.Response, float]:
-        started = time.monotonic()
-        return predict(small, body), time.monotonic() - started
+    async def one(client: httpx.AsyncClient, body: bytes, clock: Callable[[], float]) -> tuple[httpx.Response, float]:
+        started = clock()
+        answer = await client.post("/v1/predict", content=body, headers={"content-type": "image/png"})
+        return answer, clock() - started
 
-    with ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(one, bodies))
+    async def together() -> list[tuple[httpx.Response, float]]:
+        with still_clock() as clock:
+            async with httpx.AsyncClient(base_url=small.url, timeout=60) as client:
+                return await asyncio.gather(*(one(client, body, clock) for body in bodies))
+
+    answers = asyncio.run(together())
     statuses = [response.status_code for response, _ in answers]
     assert set(statuses) == {200, 503}
     assert statuses.count(503) > 20
@@ -181,14 +203,14 @@ def test_too_many_callers_are_told_at_once(small: Any, draw: Any, predict: Any) 
         if response.status_code == 503:
             assert response.json()["code"] == "overloaded"
             assert int(response.headers["retry-after"]) >= 1
-    # A tenth of what the table allows in the long run: a hundred threads of Python share the machine with the server.
+    # Half of the deadline, at which a queue without bound would refuse; test_overload has what the table promises.
     refusals = sorted(seconds for response, seconds in answers if response.status_code == 503)
-    assert refusals[len(refusals) // 2] < 2.5
+    assert refusals[len(refusals) // 2] < 15
     assert predict(small, bodies[0]).status_code == 200
 
 
 def test_a_connection_goes_on_after_a_refusal(small: Any, draw: Any) -> None:
-    with httpx.Client(base_url=small.url, limits=httpx.Limits(max_connections=1)) as client:
+    with httpx.Client(base_url=small.url, limits=httpx.Limits(max_connections=1), timeout=60) as client:
         for code in ("not_decodable", "not_found", "method_not_allowed", "unknown_model"):
             response = {
                 "not_decodable": lambda: client.post("/v1/predict", content=b"x", headers={"content-type": "image/png"}),
@@ -223,4 +245,4 @@ def test_after_all_that_it_stops_at_once(small: Any) -> None:
     """A request that hangs somewhere would keep it for the whole time of grace."""
     started = time.monotonic()
     assert small.stop() == 0
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < GRACE_SECONDS
