@@ -107,7 +107,7 @@ def metrics() -> Callable[..., dict[str, float]]:
     return read
 
 
-def exchange(url: str, data: bytes, seconds: float = 10, half_close: bool = True) -> bytes:
+def exchange(url: str, data: bytes, seconds: float = 60, half_close: bool = True) -> bytes:
     """Send bytes on a connection of their own, and return all that comes back until the server closes it."""
     host, port = re.match(r"http://([^:/]+):(\d+)", url).groups()  # type: ignore[union-attr]
     received = b""
@@ -202,7 +202,7 @@ class Listener:
             except OSError:
                 return
             with connection:
-                connection.settimeout(2)
+                connection.settimeout(60)
                 try:
                     self.heard.append(connection.recv(4096))
                 except OSError:

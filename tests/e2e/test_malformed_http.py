@@ -227,7 +227,7 @@ def attack_by_document(url: str, requests: int) -> int:
             @given(operation.as_strategy(generation_mode=mode))
             def send(case: schemathesis.Case) -> None:
                 nonlocal answered
-                response = case.call(base_url=url)
+                response = case.call(base_url=url, timeout=60)
                 media_type = response.headers.get("content-type", [""])[0].partition(";")[0]
                 check_answer(response.status_code, media_type, response.content)
                 answered += 1
@@ -246,7 +246,7 @@ def test_malformed_requests_are_refused_with_a_code(server: Any, send_raw: Calla
     assert answered > REQUESTS // 3, "most requests must be complete enough to be answered"
     assert attack_by_document(server.url, REQUESTS // 4) > REQUESTS // 10
     assert server.workers() == workers
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
     check_log(server.log.read_text())
 
 
