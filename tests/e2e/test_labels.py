@@ -21,6 +21,7 @@ import pytest
 from models.card import ZOO, read_package
 from models.label_package import read_label_package
 from tests.conftest import ROOT
+from tests.killed import kill_worker, killed_opening
 from training import classifier
 from training.config import read_json
 
@@ -99,10 +100,10 @@ def test_killed_at_any_moment_no_label_is_lost_or_doubled(
                 time.sleep(0.02)
             if number == KILLS - 1:  # all of it
                 os.killpg(server.process.pid, signal.SIGKILL)
-                server.process.wait(10)
+                server.process.wait(60)
                 server = start_server(package, workers=2, state=state, OVERREAD_THREADS="1", **ITEMS)
-            elif workers := server.workers():
-                os.kill(workers[0], signal.SIGKILL)
+            else:
+                kill_worker(server)
         server.wait_ready()
     finally:
         end.set()
@@ -125,12 +126,6 @@ def test_killed_at_any_moment_no_label_is_lost_or_doubled(
             check(copy, acknowledged)
 
 
-def overread(state: Path, *words: object) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
-    command = [sys.executable, "-m", "models.cli", *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment | {"OVERREAD_STATE": str(state)}, stdout=subprocess.DEVNULL)
-
-
 def test_labels_of_real_scans_come_back_as_training_data(
     start_server: Callable[..., Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,14 +144,14 @@ def test_labels_of_real_scans_come_back_as_training_data(
     server.stop()
 
     # An export that is killed leaves nothing that looks like a package, and the next one is whole
-    killed = overread(tmp_path / "state", "labels", "export", "--out", tmp_path / "labels")
-    until = time.monotonic() + 60
-    while not (tmp_path / ".labels.part" / "images").exists() and killed.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.002)
-    killed.kill()
-    killed.wait(10)
-    assert overread(tmp_path / "state", "labels", "export", "--out", tmp_path / "labels").wait(120) == 0
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
+    environment |= {"OVERREAD_STATE": str(tmp_path / "state")}
+    command = ["labels", "export", "--out", str(tmp_path / "labels")]
+    killed_opening(3, tmp_path / ".labels.part" / "images", command, environment)
+    assert len(list((tmp_path / ".labels.part" / "images").iterdir())) == 3
+    assert not (tmp_path / "labels").exists()
+    again = [sys.executable, "-m", "models.cli", *command]
+    subprocess.run(again, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=240)
     package = read_label_package(tmp_path / "labels")
     assert not (tmp_path / ".labels.part").exists()
     assert {each.image_sha256 for each in package.labels.images} == set(results)

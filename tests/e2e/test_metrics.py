@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from service.origins import MORE_STATIONS, STATIONS_A_SITE
 from service.telemetry import METRICS, MISSED, RESCORED, SECONDS, SITE_PERCENTILES, TIMED, counted
 from service.wall import IMAGE_TYPES as MEDIA_TYPES
 from tests.conftest import ROOT
+from tests.killed import kill_worker
 
 MOST, MOST_OF_A_SITE = 300, 40
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "PROPFIND", "TRACE"]
@@ -35,7 +34,7 @@ def roam(url: str, requests: int) -> None:
     def word() -> str:
         return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=rng.randint(1, 20)))
 
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         for _ in range(requests):
             path = rng.choice(
                 [f"/{word()}", f"/v1/{word()}/{word()}", f"/v1/results/{word()}", f"/v1/predict?model={word()}", "/v1/predict"]
@@ -47,7 +46,7 @@ def roam(url: str, requests: int) -> None:
 def visit_everything(server: Any, draw: Any) -> None:
     """Meet every route with every kind of answer that ``roam`` can meet."""
     image = {"content-type": "image/png"}
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         for method in METHODS:
             for path in ("/nowhere", "/v1/predict"):
                 client.request(method, path)
@@ -59,14 +58,14 @@ def visit_everything(server: Any, draw: Any) -> None:
 
 def test_no_request_adds_a_series(server: Any, draw: Any, metrics: Any) -> None:
     visit_everything(server, draw)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not total(metrics(server), "overread_site_") and time.monotonic() < end:  # what was sent is counted a moment later
         time.sleep(0.2)
     before = set(metrics(server))
     roam(server.url, 1000)
     assert set(metrics(server)) == before
     assert len(before) <= MOST
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     assert "user-agent" not in text.lower()
 
 
@@ -134,8 +133,8 @@ def pair(start_server: Callable[..., Any], package: Path) -> Any:
 
 def test_the_comparison_sees_a_new_series(pair: Any, draw: Any, metrics: Any) -> None:
     before = set(metrics(pair))
-    httpx.post(f"{pair.url}/v1/predict?x=1")
-    httpx.post(f"{pair.url}/v1/predict", content=draw(1, 20), headers={"content-type": "image/png"})
+    httpx.post(f"{pair.url}/v1/predict?x=1", timeout=60)
+    httpx.post(f"{pair.url}/v1/predict", content=draw(1, 20), headers={"content-type": "image/png"}, timeout=60)
     assert set(metrics(pair)) > before
 
 
@@ -166,14 +165,14 @@ def test_the_same_image_at_once_is_one_row(pair: Any, draw: Any, predict: Any, a
 
 def test_gauges_of_a_killed_worker_vanish(pair: Any, draw: Any, metrics: Any, predict: Any) -> None:
     counted = total(metrics(pair), "overread_inference_seconds_count")
-    victim = pair.workers()[0]
-    files = sorted(Path(pair.state).rglob(f"gauge_live*_{victim}.db"))
-    assert files, "each worker keeps its gauges in files of its own"
-    os.kill(victim, signal.SIGKILL)
-    end = time.monotonic() + 15
-    while (len(pair.workers()) < 2 or victim in pair.workers()) and time.monotonic() < end:
+    of = {pid: sorted(Path(pair.state).rglob(f"gauge_live*_{pid}.db")) for pid in pair.workers()}
+    assert all(of.values()), "each worker keeps its gauges in files of its own"
+    files = of[kill_worker(pair)]
+    end = time.monotonic() + 60
+    while len(pair.workers()) < 2:
+        assert time.monotonic() < end, "no other worker starts"
         time.sleep(0.1)
-    pair.wait_ready(15)
+    pair.wait_ready(60)
     series = metrics(pair)
     assert series["overread_queue_depth"] == 0
     assert total(series, "overread_model_info") == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import signal
 import socket
 import sqlite3
 import threading
@@ -25,6 +23,7 @@ from service.tokens import add_token
 from tests.e2e.conftest import query
 from tests.e2e.test_kills import wait_for
 from tests.e2e.test_privacy import IDENTITY, MARK, found
+from tests.killed import kill_worker
 from tests.models.test_rendered import chunks
 
 HOSPITALS = ("kermany_guangzhou", "nih_chestxray")
@@ -136,7 +135,7 @@ def test_a_reader_who_vanishes_leaves_no_lease_behind(start_server: Any, package
         answer = httpx.get(f"{server.url}/v1/worklist", timeout=60).json()
         return bool((answer["leased"], len(answer["items"])) == (0, 4))
 
-    wait_for(free, "a lease is left over", 20)
+    wait_for(free, "a lease is left over")
     assert httpx.post(f"{server.url}/v1/worklist/lease", json={}, timeout=60).status_code == 200
 
 
@@ -183,8 +182,7 @@ def test_kill_9_between_the_steps(start_server: Any, package: Path, make_package
     for _ in range(4):
         before = len(acknowledged)
         wait_for(lambda before=before: len(acknowledged) > before + 2, "no work goes on")  # type: ignore[misc]
-        wait_for(server.workers, "no worker starts")
-        os.kill(server.workers()[0], signal.SIGKILL)
+        kill_worker(server)
         check_kept(state, set())
     end.set()
     for sender in senders:
@@ -200,13 +198,13 @@ def test_kill_9_between_the_steps(start_server: Any, package: Path, make_package
     total = get(server.url, "/v1/worklist").json()
     assert total["open"] + total["waiting_for_scores"] >= len(acknowledged)
     for _ in range(2):
-        wait_for(server.workers, "no worker starts")
-        os.kill(server.workers()[0], signal.SIGKILL)
+        kill_worker(server)
         server.wait_ready()
 
     def scored() -> bool:
         try:
-            return bool(get(server.url, "/v1/worklist").json()["waiting_for_scores"] == 0)
+            answer = get(server.url, "/v1/worklist")
+            return bool(answer.status_code == 200 and answer.json()["waiting_for_scores"] == 0)
         except httpx.TransportError:
             return False
 
@@ -252,7 +250,9 @@ def test_no_identity_in_the_worklist(identified: Any) -> None:
         f"/v1/worklist?{MARK}=1",
     ):
         answers.append(get(server.url, path))
-    answers.append(httpx.post(f"{server.url}/v1/predict?site={MARK}", content=b"x", headers={"content-type": "image/png"}))
+    answers.append(
+        httpx.post(f"{server.url}/v1/predict?site={MARK}", content=b"x", headers={"content-type": "image/png"}, timeout=60)
+    )
     answers += [post(server.url, f"{route}/renew"), post(server.url, f"{route}/skip", None, {"reason": "other"})]
     assert {answer.status_code for answer in answers} == {200, 400, 404}
     for answer in answers:
