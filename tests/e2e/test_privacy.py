@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_no_canary_leaves_the_answer_and_the_database(places: tuple[Any, Path], 
         assert found(answer.content, uid=answer.status_code != 200) == [], answer.content
     assert any(UID in answer.text for answer in answers), "the SOP Instance UID belongs into the answer"
     assert found(server.log.read_bytes()) == []
-    assert found(httpx.get(f"{server.url}/metrics").content) == []
+    assert found(httpx.get(f"{server.url}/metrics", timeout=60).content) == []
     database = {path for path in files_below(server.state) if path.name.startswith("overread.sqlite3")}
     assert database
     for path in files_below(server.state, temporary):
@@ -203,6 +204,9 @@ def test_the_checks_see_planted_canaries(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
     planted = tmp_path / "CANARY.dcm"
     planted.touch()
-    threading.Event().wait(0.2)
+    end = time.monotonic() + 60
+    while str(planted) not in watch.seen:
+        assert time.monotonic() < end
+        time.sleep(0.01)
     planted.unlink()
     assert str(planted) in watch.stop()
