@@ -64,7 +64,7 @@ class Orthanc:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(30)  # the next one needs its ports and its files
+        self.process.wait(60)  # the next one needs its ports and its files
 
     def close(self) -> None:
         self.kill()
@@ -179,7 +179,7 @@ class Watcher:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
 
     def stop(self) -> int:
         """Stop in an orderly way; return the exit code."""

@@ -54,8 +54,8 @@ class Proxy:
         self.folder = folder
         self._process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         context = ssl.create_default_context(cafile=str(self.certificate))
-        self.client = httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=context, timeout=30)
-        end = time.monotonic() + 20
+        self.client = httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=context, timeout=60)
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
                 self.client.get("/healthz")
@@ -67,4 +67,4 @@ class Proxy:
     def close(self) -> None:
         self.client.close()
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(60)

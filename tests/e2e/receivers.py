@@ -42,7 +42,7 @@ class Receiver:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
 
     def call(self, tool: str, *arguments: str | Path, called: str = "OVERREAD", calling: str = "CT-1") -> tuple[int, str]:
         """Run a tool of dcmtk against it; return its exit code and what it said."""
@@ -59,7 +59,7 @@ class Receiver:
 
     def failures(self) -> list[list[str]]:
         command = [sys.executable, "-m", "models.cli", "watch", "--failures"]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=99, check=False)
         rows = [line.split("\t") for line in done.stdout.splitlines()]
         assert done.returncode == (1 if rows else 0)
         return rows

@@ -95,7 +95,9 @@ def test_it_answers_the_same(bento: Path, server: Server, package: Path, tmp_pat
     try:
         other.wait_ready()
         body, headers = draw(77), {"content-type": "image/png"}
-        answers = [httpx.post(f"{each.url}/v1/predict", content=body, headers=headers).json() for each in (server, other)]
+        answers = [
+            httpx.post(f"{each.url}/v1/predict", content=body, headers=headers, timeout=60).json() for each in (server, other)
+        ]
         assert answers[0] == answers[1]
         assert answers[0]["verdict"] in {"accept", "review", "refuse"}
     finally:

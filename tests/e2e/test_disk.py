@@ -24,8 +24,8 @@ def test_a_disk_that_takes_nothing_is_told_and_recovers(
         for response in refused:
             assert response.json()["code"] in {"storage_full", "storage_unavailable"}
             assert response.headers["retry-after"]
-        assert httpx.get(f"{server.url}/healthz").status_code == 200
-        reads = [httpx.get(f"{server.url}/v1/results/{key}") for key in acknowledged]
+        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        reads = [httpx.get(f"{server.url}/v1/results/{key}", timeout=60) for key in acknowledged]
         assert {response.status_code for response in reads} <= {200, 503, 507}  # what cannot be noted is not shown
         assert all(response.json()["code"] in {"storage_full", "storage_unavailable"} for response in reads if response.is_error)
         # The control: without the limit, the same images are stored.
@@ -33,7 +33,7 @@ def test_a_disk_that_takes_nothing_is_told_and_recovers(
         again = [predict(server, draw(1000 + room + number)) for number in range(5)]
         assert {response.status_code for response in again} == {200}
         acknowledged |= {response.json()["result_id"] for response in again}
-        assert {httpx.get(f"{server.url}/v1/results/{key}").status_code for key in acknowledged} == {200}
+        assert {httpx.get(f"{server.url}/v1/results/{key}", timeout=60).status_code for key in acknowledged} == {200}
     assert server.workers() == [worker], "no worker died of it"
     assert ask(server.state, "PRAGMA integrity_check") == [("ok",)]
     assert {key for (key,) in ask(server.state, "SELECT id FROM results")} == acknowledged

@@ -45,7 +45,7 @@ def held_out(root: Path, domain: str) -> list[Path]:
     return [patients[name] for name in order]
 
 
-def wait(check: Callable[[], Any], what: str, seconds: float = 40) -> Any:
+def wait(check: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while not (found := check()):
         assert time.monotonic() < end, what
@@ -70,7 +70,7 @@ class Prometheus:
 
     def series(self, query: str) -> list[dict[str, Any]]:
         try:
-            answer = httpx.get(f"{self._url}/query", params={"query": query}, timeout=10)
+            answer = httpx.get(f"{self._url}/query", params={"query": query}, timeout=60)
         except httpx.TransportError:  # it has not started yet
             return []
         if answer.status_code == 503:
@@ -81,7 +81,7 @@ class Prometheus:
 
     def firing(self) -> set[tuple[str, str]]:
         """Return alert and site of what fires."""
-        alerts = httpx.get(f"{self._url}/alerts", timeout=10).json()["data"]["alerts"]
+        alerts = httpx.get(f"{self._url}/alerts", timeout=60).json()["data"]["alerts"]
         return {(each["labels"]["alertname"], each["labels"].get("site", "")) for each in alerts if each["state"] == "firing"}
 
 
@@ -101,7 +101,7 @@ def watched(start_server: Any, package: Path, tmp_path_factory: pytest.TempPathF
     prometheus = Prometheus(folder, server.url)
     yield server, prometheus
     prometheus.process.terminate()
-    prometheus.process.wait(20)
+    prometheus.process.wait(60)
 
 
 def seen(prometheus: Prometheus, site: str) -> float:

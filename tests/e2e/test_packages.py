@@ -45,7 +45,14 @@ def serve(package: Path, state: Path, *command: str) -> tuple[int, str]:
     environment |= {"BENTOML_DO_NOT_TRACK": "True"}
     arguments = [sys.executable, *command, "--port", str(free_port())]
     done = subprocess.run(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
     )
     return done.returncode, done.stdout
 
@@ -81,4 +88,4 @@ def test_a_package_changed_under_a_running_server_is_not_served(
     before = predict(server, draw(1)).json()
     flip(copy / "model.onnx")
     assert predict(server, draw(1)).json() == before
-    assert httpx.get(f"{server.url}/v1/models").json()["models"][0]["sha256"] == before["model"]["sha256"]
+    assert httpx.get(f"{server.url}/v1/models", timeout=60).json()["models"][0]["sha256"] == before["model"]["sha256"]

@@ -24,7 +24,7 @@ from service.dicomweb import Archive
 from service.places import Place
 from service.settings import Settings
 from tests.conftest import require
-from tests.e2e.orthancs import PASSWORD, USER, Orthanc, complaints, once, reports, until
+from tests.e2e.orthancs import PASSWORD, SECONDS, USER, Orthanc, complaints, once, reports, until
 from tests.e2e.test_pacs import TRACE
 from tests.service.archives import chest
 from tests.service.dicom_sources import COMMIT, classified, errors, header_of, labels_of, problems, segmented
@@ -141,4 +141,4 @@ def test_a_hundred_studies_are_delivered_though_the_archive_is_down_for_a_while(
         assert verdict in {"accept", "review", "refuse"}
         assert len(image) == len(limits) == 64
     listing = watch(empty.url, "--failures")
-    assert listing.process.wait(60) == 0, "none was given up"
+    assert listing.process.wait(SECONDS) == 0, "none was given up"

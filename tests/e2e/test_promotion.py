@@ -65,7 +65,7 @@ class Senders:
 
     def until(self, version: str, number: int) -> None:
         """Wait until so many more answers of a version have come."""
-        wanted, end = self.versions().count(version) + number, time.monotonic() + 60
+        wanted, end = self.versions().count(version) + number, time.monotonic() + 120
         while self.versions().count(version) < wanted:
             assert time.monotonic() < end, Counter(self.versions())
             time.sleep(0.05)

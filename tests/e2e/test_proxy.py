@@ -54,7 +54,7 @@ def bearer(tokens_and_server: tuple[str, Any]) -> dict[str, str]:
 
 
 def test_plain_http_is_sent_to_tls(proxy: Proxy) -> None:
-    response = httpx.get(f"http://127.0.0.1:{proxy.plain}/v1/models?x=1", headers={"host": NAME})
+    response = httpx.get(f"http://127.0.0.1:{proxy.plain}/v1/models?x=1", headers={"host": NAME}, timeout=60)
     assert (response.status_code, response.headers["location"]) == (308, f"https://{NAME}/v1/models?x=1")
 
 
@@ -85,10 +85,10 @@ def test_old_tls_is_refused(proxy: Proxy, version: ssl.TLSVersion, taken: bool) 
         context.minimum_version = context.maximum_version = version
     url = f"https://127.0.0.1:{proxy.port}/healthz"
     if taken:
-        assert httpx.get(url, verify=context).status_code == 200
+        assert httpx.get(url, verify=context, timeout=60).status_code == 200
         return
     with pytest.raises(httpx.ConnectError):
-        httpx.get(url, verify=context)
+        httpx.get(url, verify=context, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_an_open_service_behind_it_answers_nobody(make_proxy: Callable[..., Prox
     for host in (f"127.0.0.1:{proxy.port}", "localhost", NAME):
         response = proxy.client.get("/v1/models", headers={"host": host})
         assert (response.status_code, response.json()["code"]) == (403, "forbidden"), host
-    assert httpx.get(f"{server.url}/v1/models").status_code == 200  # the control: who is on this machine
+    assert httpx.get(f"{server.url}/v1/models", timeout=60).status_code == 200  # the control: who is on this machine
 
 
 def test_neither_log_nor_disk_holds_what_was_sent(proxy: Proxy, careless: Proxy, bearer: dict[str, str], draw: Any) -> None:

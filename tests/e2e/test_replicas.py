@@ -54,7 +54,7 @@ class Replicas:
     def kill(self, number: int) -> None:
         """End a replica at once, the parent and its workers."""
         os.killpg(self.servers[number].process.pid, signal.SIGKILL)
-        self.servers[number].process.wait(10)
+        self.servers[number].process.wait(60)
 
     def restart(self, number: int) -> None:
         """Start a killed replica again, at the address that the proxy knows."""

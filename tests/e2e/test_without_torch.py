@@ -46,7 +46,7 @@ def test_it_serves(python: str, package: Path, tmp_path: Path, draw: Callable[..
     server = Server(process, f"http://127.0.0.1:{port}", tmp_path / "state", log)
     try:
         server.wait_ready()
-        answer = httpx.post(f"{server.url}/v1/predict", content=draw(5), headers={"content-type": "image/png"})
+        answer = httpx.post(f"{server.url}/v1/predict", content=draw(5), headers={"content-type": "image/png"}, timeout=60)
         assert answer.status_code == 200
         assert answer.json()["model"]["name"] == "tiny"
     finally:

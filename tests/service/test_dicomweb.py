@@ -123,7 +123,7 @@ def test_no_url_is_logged(peer: Peer, connect: Any, caplog: pytest.LogCaptureFix
     assert connect().retrieve(PLACE) == b"abc"
     assert "1.4" not in caplog.text
     caplog.set_level(logging.DEBUG, "httpx")
-    httpx.get(peer.url + WADO)
+    httpx.get(peer.url + WADO, timeout=60)
     assert "1.4" in caplog.text, "the control: the library would have logged it"
 
 
