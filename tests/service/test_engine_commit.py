@@ -30,7 +30,7 @@ def test_the_next_image_is_computed_while_one_is_committed(engine: Engine) -> No
     computed = threading.Event()
 
     async def two() -> list[bool]:
-        first = asyncio.create_task(engine.run_and_commit(lambda: None, lambda _: computed.wait(10)))
+        first = asyncio.create_task(engine.run_and_commit(lambda: None, lambda _: computed.wait(60)))
         second = asyncio.create_task(engine.run_and_commit(lambda: computed.set(), lambda _: True))
         return await asyncio.gather(first, second)
 
@@ -58,7 +58,7 @@ def test_a_slot_is_taken_until_the_commit_has_ended(engine: Engine) -> None:
     release = threading.Event()
 
     async def three() -> None:
-        tasks = [asyncio.create_task(engine.run_and_commit(lambda: None, lambda _: release.wait(10))) for _ in range(2)]
+        tasks = [asyncio.create_task(engine.run_and_commit(lambda: None, lambda _: release.wait(60))) for _ in range(2)]
         await asyncio.sleep(0.1)  # the work of both has ended
         with pytest.raises(Refusal) as refused:
             await engine.run(lambda: None)
@@ -93,20 +93,20 @@ def test_a_caller_that_stops_waiting_does_not_stop_its_commit(engine: Engine) ->
 
     def work() -> None:
         begun.set()
-        release.wait(10)
+        release.wait(60)
 
     async def vanish() -> None:
         task = asyncio.create_task(engine.run_and_commit(work, lambda _: committed.set()))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         release.set()
-        assert await asyncio.to_thread(committed.wait, 10)
+        assert await asyncio.to_thread(committed.wait, 60)
         while engine._admitted:  # the slot is given back a moment after the commit
             await asyncio.sleep(0.01)
 
-    asyncio.run(asyncio.wait_for(vanish(), 20))
+    asyncio.run(asyncio.wait_for(vanish(), 120))
 
 
 def test_close_finishes_commits() -> None:
