@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import pytest
@@ -17,7 +17,8 @@ from service.polling import Polling
 from service.settings import Settings
 from service.store import Store
 
-TODAY = Position(int(f"{datetime.now(UTC):%Y%m%d}"), "")
+NOW = datetime.now(UTC)
+TODAY = Position(int(f"{NOW:%Y%m%d}"), "")
 
 
 class Qido:
@@ -68,6 +69,14 @@ class Qido:
                 yield {"SOPInstanceUID": uid}
 
 
+class Day(datetime):
+    """The time of day at which the tests began: midnight does not pass between a test's look at the calendar and the watch's."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Day:
+        return cls.fromtimestamp(NOW.timestamp(), tz)
+
+
 class Clock:
     now = 1e6
 
@@ -79,6 +88,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(polling, "time", clock)
+    monkeypatch.setattr(polling, "datetime", Day)
     return clock
 
 
@@ -239,7 +249,7 @@ def test_an_archive_that_ignores_offset_is_told_from_one_that_is_read(
 def test_one_study_that_cannot_be_listed_stops_no_other(
     start: Any, qido: Qido, arrivals: Arrivals, clock: Clock, code: str
 ) -> None:
-    yesterday = Position(int(f"{datetime.now(UTC) - timedelta(days=1):%Y%m%d}"), "")
+    yesterday = Position(int(f"{NOW - timedelta(days=1):%Y%m%d}"), "")
     arrivals.note([], yesterday)
     qido.fill(3, 1)
     bad = "/studies/1.1.1/series"
@@ -257,7 +267,7 @@ def test_one_study_that_cannot_be_listed_stops_no_other(
 
 
 def test_an_archive_that_goes_away_while_it_is_listed(start: Any, qido: Qido, arrivals: Arrivals, clock: Clock) -> None:
-    yesterday = Position(int(f"{datetime.now(UTC) - timedelta(days=1):%Y%m%d}"), "")
+    yesterday = Position(int(f"{NOW - timedelta(days=1):%Y%m%d}"), "")
     arrivals.note([], yesterday)
     qido.fill(5, 1)
     watch = start()
@@ -284,7 +294,7 @@ def test_days_without_the_watch_are_asked_for(start: Any, qido: Qido, arrivals: 
     assert qido.parameters[0]["StudyDate"] == "20260103-"
     arrivals.note([], Position(17, "entry of a log that was followed before"))
     look(start(pacs_days=2), qido, clock)
-    assert qido.parameters[-1]["StudyDate"] == f"{datetime.now(UTC) - timedelta(days=2):%Y%m%d}-"
+    assert qido.parameters[-1]["StudyDate"] == f"{NOW - timedelta(days=2):%Y%m%d}-"
 
 
 def test_a_study_or_series_without_a_uid_is_a_row(start: Any, qido: Qido, arrivals: Arrivals, clock: Clock) -> None:
