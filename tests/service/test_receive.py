@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +185,15 @@ def test_a_stop_waits_for_what_is_under_way(make: Any, archive: MemoryArchive) -
 
     def wait() -> None:
         inside.set()
-        go.wait(30)
+        go.wait(60)
 
     archive.faults["store"] = [wait]
     sender = threading.Thread(target=send, args=(receiver, chest(1)))
     sender.start()
-    inside.wait(30)
+    inside.wait(60)
     assert not receiver.stop(0.1)
     go.set()
-    assert receiver.stop(30)
+    assert receiver.stop(60)
     sender.join()
     assert states(receiver) == [(DONE, "", 1)]
 
@@ -202,13 +201,13 @@ def test_a_stop_waits_for_what_is_under_way(make: Any, archive: MemoryArchive) -
 @pytest.mark.parametrize("waits", [True, False])
 def test_the_last_answer_is_sent_before_the_end(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
     """An answer is decided a moment before it is on its way; the control ends in between."""
-    decided, answers = threading.Event(), []
+    decided, go, answers = threading.Event(), threading.Event(), []
     send_msg = DIMSEServiceProvider.send_msg
 
     def dawdle(self: Any, primitive: Any, context_id: int) -> None:
         if getattr(primitive, "Status", None) is not None:
             decided.set()
-            time.sleep(0.5)
+            go.wait(60)
         send_msg(self, primitive, context_id)
 
     monkeypatch.setattr(DIMSEServiceProvider, "send_msg", dawdle)
@@ -220,11 +219,13 @@ def test_the_last_answer_is_sent_before_the_end(monkeypatch: pytest.MonkeyPatch,
     assert association.is_established
     sender = threading.Thread(target=lambda: answers.append(association.send_c_store(data)))
     sender.start()
-    assert decided.wait(30)
+    assert decided.wait(60)
     if waits:
         assert not server.answered(0)
-        assert server.answered(30)
+        go.set()
+        assert server.answered(60)
     server.close()
+    go.set()
     sender.join()
     assert [answer.get("Status") for answer in answers] == ([SUCCESS] if waits else [None])
 
