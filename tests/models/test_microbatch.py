@@ -14,7 +14,7 @@ from models.card import GRAPH_OUTPUTS, SEGMENTER_OUTPUTS, ZOO, read_package
 from models.microbatch import MicroBatches
 from models.predictor import Graph
 
-LONG = 30.0
+LONG = 120.0
 """A wait that no test gets to the end of."""
 
 
@@ -80,10 +80,10 @@ def test_images_of_another_size_are_not_mixed() -> None:
         while batches._open is None:
             threading.Event().wait(0.001)
         other = pool.submit(batches.values, image(1, side=4))
-        assert one.result(10)[0].shape == (1, 1, 2, 2)  # it no longer waits: another batch began
+        assert one.result(60)[0].shape == (1, 1, 2, 2)  # it no longer waits: another batch began
         assert not other.done()
-        pool.submit(batches.values, image(1, side=4)).result(10)
-        assert other.result(10)[0].shape == (1, 1, 4, 4)
+        pool.submit(batches.values, image(1, side=4)).result(60)
+        assert other.result(60)[0].shape == (1, 1, 4, 4)
     assert graph.batches == [1, 2]
 
 

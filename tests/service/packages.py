@@ -80,7 +80,7 @@ def count(site: Site, name: str, **labels: str) -> float:
 
 def settled(site: Site, number: int) -> None:
     """Wait until the candidate has seen so many images."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     names = ("overread_candidate_findings_total", "overread_candidate_missed_total")
     while sum(count(site, name) for name in names) < number:
         assert time.monotonic() < end

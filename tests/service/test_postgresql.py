@@ -138,7 +138,7 @@ def test_numbers_follow_the_order_of_commits(shared: Store, server: Server) -> N
         thread.start()
         assert not began.wait(0.3)
         order.append("first")
-    thread.join(10)
+    thread.join(60)
     other.close()
     assert order == ["first", "second"]
 

@@ -90,12 +90,12 @@ def test_answers_never_wait_for_a_candidate(
 
     def stuck(*_: Any) -> Any:
         begun.set()
-        assert hold.wait(20)
+        assert hold.wait(60)
         raise Refusal("not_decodable")
 
     monkeypatch.setattr(shadow, "predict_row", stuck)
     assert caller.predict(draw(1)).status_code == 200
-    assert begun.wait(20)
+    assert begun.wait(60)
     for seed in range(2, 7):  # two wait, three are dropped
         assert caller.predict(draw(seed)).status_code == 200
     assert count(site, "overread_candidate_missed_total", model="tiny", reason="queue_full") == 3

@@ -141,7 +141,7 @@ def test_slow_bodies_end() -> None:
     with pytest.raises(Refusal) as caught:
         asyncio.run(read_upload(request, LIMIT, 0.3, Held(Bodies(LIMIT))))
     assert caught.value.code == "request_timeout"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30  # it would go on for hours
 
 
 def test_a_client_that_vanishes_is_no_image() -> None:

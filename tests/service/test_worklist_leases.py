@@ -92,7 +92,7 @@ def race(where: Path | Server, model: str, readers: int, names: list[str], start
     got: list[int] = []
 
     def read(name: str) -> None:
-        start.wait(30)
+        start.wait(60)
         while (held := Leases(store, 15, readers).take(name, model, range(1, 13))) is not None:
             got.append(held.item_id)
 
@@ -129,7 +129,7 @@ def test_threads_of_two_processes_on_one_database(make_site: Callable[..., Site]
 
 def test_a_lease_in_two_steps_would_be_given_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its transaction, the race above ends otherwise."""
-    hold, barrier = Leases._hold, threading.Barrier(2, timeout=20)
+    hold, barrier = Leases._hold, threading.Barrier(2, timeout=60)
     monkeypatch.setattr(Leases, "_hold", lambda *given: (barrier.wait(), hold(*given))[1])
     monkeypatch.setattr(Store, "writing", Store.reading)
     got: list[int | None] = []

@@ -190,7 +190,7 @@ def test_requests_come_first(make_site: Callable[..., Site], newer: Path) -> Non
     take(make_site(**ALL), scan(1))
     site = make_site(**ALL, models=(newer,), threads=2)  # a thread is free, and yet it waits
     release = threading.Event()
-    held = site.engine._admit(lambda: release.wait(20), site.engine._release)
+    held = site.engine._admit(lambda: release.wait(60), site.engine._release)
     upkeep = Upkeep(site)
     worker = threading.Thread(target=upkeep.score_again)
     worker.start()
@@ -198,7 +198,7 @@ def test_requests_come_first(make_site: Callable[..., Site], newer: Path) -> Non
     assert waiting(site) == 1
     release.set()
     held.result()
-    worker.join(20)
+    worker.join(60)
     assert waiting(site) == 0
 
 
@@ -209,7 +209,7 @@ def test_sweeps_do_not_wait_for_a_busy_engine(
     take(make_site(**ALL), scan(1))
     site = make_site(**ALL, models=(newer,))
     release = threading.Event()
-    held = site.engine._admit(lambda: release.wait(20), site.engine._release)
+    held = site.engine._admit(lambda: release.wait(60), site.engine._release)
     upkeep = Upkeep(site)
     assert upkeep.score_again() == 0
     assert not held.done(), "it did not wait"
@@ -223,7 +223,7 @@ def test_stopping_does_not_wait_for_a_busy_engine(make_site: Callable[..., Site]
     take(make_site(**ALL), scan(1))
     site = make_site(**ALL, models=(newer,))
     release = threading.Event()
-    site.engine._admit(lambda: release.wait(20), site.engine._release)
+    site.engine._admit(lambda: release.wait(60), site.engine._release)
     upkeep = Upkeep(site)
     upkeep.start()
     upkeep.close()
@@ -313,7 +313,7 @@ def test_the_thread_does_both(make_site: Callable[..., Site], newer: Path, monke
     os.utime(orphan, (hour_ago, hour_ago))
     upkeep = Upkeep(site)
     upkeep.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while (waiting(site) or orphan.exists()) and time.monotonic() < end:
         time.sleep(0.02)
     upkeep.close()
