@@ -235,13 +235,13 @@ def test_a_mark_is_found_where_it_was_drawn(kind: str) -> None:
 
 
 def test_training_images_are_quick() -> None:
-    """3 ms for a 256 x 256 JPEG; ten times looser here."""
+    """3 ms for a 256 x 256 JPEG; ten times looser here, and of processor time, which a noisy machine does not stretch."""
     data = picture((draw_chest()[::4, ::4] >> 4).astype(np.uint8), "JPEG")
     wanted = spec(height=224, width=224)
     preprocess(read_image(data, target=(224, 224)), wanted)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         preprocess(read_image(data, target=(224, 224)), wanted)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.03

@@ -200,9 +200,9 @@ def test_a_picture_of_stripes_takes_no_longer_than_its_pixels() -> None:
     """Every pixel of a ridge is as high as its neighbours: a search that compares all peaks takes 28 s here."""
     row, column = np.mgrid[:1000, :1000]
     stripes = np.where((row % 8 < 4) | (column < 4), 0.9, 0.1).astype(np.float32)
-    started = time.perf_counter()
+    started = time.process_time()
     assert detect(stripes, SPEC, (0, 0))[0].max() > 0
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_nothing_is_found_in_nothing_and_one_in_everything() -> None:
