@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access import ACCESS, ROLES
+from service.access import ACCESS, LOOK_SECONDS, ROLES
 from service.tokens import add_token, revoke_token
 from tests.conftest import ROOT
 from tests.ports import free_port
@@ -41,7 +41,7 @@ def observed(url: str, tokens: dict[str, str]) -> Table:
     for role, token in [*tokens.items(), ("public", "")]:
         for method, route in ACCESS:
             headers = {"authorization": f"Bearer {token}"} if token else {}
-            response = httpx.request(method, url + URLS[route], headers=headers)
+            response = httpx.request(method, url + URLS[route], headers=headers, timeout=60)
             if response.status_code in {401, 403}:
                 assert response.status_code == (401 if role == "public" else 403)
                 assert response.json()["code"] == ("unauthenticated" if role == "public" else "forbidden")
@@ -84,7 +84,7 @@ def test_a_wrong_token_opens_nothing(guarded: tuple[Any, dict[str, str]], header
     server, _ = guarded
     for method, route in ACCESS:
         url = server.url + URLS[route]
-        response = httpx.request(method, url, headers={"authorization": header.encode("latin-1")})
+        response = httpx.request(method, url, headers={"authorization": header.encode("latin-1")}, timeout=60)
         assert response.status_code == (200 if route == "/healthz" else 401)
 
 
@@ -93,7 +93,7 @@ def test_refused_callers_leave_nothing(guarded: tuple[Any, dict[str, str]], draw
     before = ask(server.state, "SELECT count(*) FROM results")
     for token in ("wrong", tokens["annotator"]):
         headers = {"content-type": "image/png", "authorization": f"Bearer {token}"}
-        assert httpx.post(f"{server.url}/v1/predict", content=draw(1), headers=headers).status_code in {401, 403}
+        assert httpx.post(f"{server.url}/v1/predict", content=draw(1), headers=headers, timeout=60).status_code in {401, 403}
     assert ask(server.state, "SELECT count(*) FROM results") == before
 
 
@@ -113,23 +113,23 @@ def test_a_token_is_revoked_in_every_worker_while_they_run(
 
     def answers(name: str) -> set[int]:
         headers = {"authorization": f"Bearer {tokens[name]}", "connection": "close"}  # any worker may take the next one
-        return {httpx.get(f"{server.url}/v1/models", headers=headers).status_code for _ in range(12)}
+        return {httpx.get(f"{server.url}/v1/models", headers=headers, timeout=60).status_code for _ in range(12)}
 
     assert answers("goes") == {200}
     revoke_token(file, "goes")
-    end = time.monotonic() + 20
-    while answers("goes") != {401} and time.monotonic() < end:
-        time.sleep(0.2)
+    end = time.monotonic() + LOOK_SECONDS  # a worker that looked right before it was revoked does not look again until then
+    while time.monotonic() < end:
+        answers("goes")
     assert answers("goes") == {401}
     assert answers("stays") == {200}
 
 
 def test_an_open_service_answers_this_machine_only(server: Any) -> None:
     url = f"{server.url}/v1/models"
-    assert httpx.get(url).status_code == 200
-    assert httpx.get(url, headers={"origin": server.url}).status_code == 200
+    assert httpx.get(url, timeout=60).status_code == 200
+    assert httpx.get(url, headers={"origin": server.url}, timeout=60).status_code == 200
     for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}, {"host": "10.0.0.1:3000"}):
-        response = httpx.get(url, headers=headers)
+        response = httpx.get(url, headers=headers, timeout=60)
         assert (response.status_code, response.json()["code"]) == (403, "forbidden"), headers
 
 
@@ -140,7 +140,7 @@ COMMANDS = {
 
 
 def serve(command: str, host: str, package: Path, state: Path) -> tuple[int | None, str, bool]:
-    """Start a server; return its exit code within 40 s (None: it went on), what it wrote, and whether it was ever ready."""
+    """Start a server; return its exit code within two minutes (None: it went on), what it wrote, and whether it got ready."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
     environment |= {"OVERREAD_STATE": str(state), "OVERREAD_MODELS": str(package), "BENTOML_DO_NOT_TRACK": "True"}
@@ -155,7 +155,7 @@ def serve(command: str, host: str, package: Path, state: Path) -> tuple[int | No
         start_new_session=True,
     )
     ready = False
-    end = time.monotonic() + 40
+    end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end and not ready:
         try:
             ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code in {200, 401}
@@ -164,7 +164,7 @@ def serve(command: str, host: str, package: Path, state: Path) -> tuple[int | No
     code = process.poll()
     if code is None:
         process.terminate()
-    output, _ = process.communicate(timeout=40)
+    output, _ = process.communicate(timeout=120)
     return code, output, ready
 
 
