@@ -6,6 +6,7 @@ request to another host; each is checked when the test ends.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,14 @@ from tests.conftest import Server, require
 SIZES = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 390, "height": 844}}
 WAIT = 60_000
 """Milliseconds that anything on a page may take; the machine is shared, and may stand still for a while."""
+
+
+def until(page: Page, done: Callable[[], bool], what: str) -> None:
+    """Wait until something is true that a page brings about, while the page goes on."""
+    end = time.monotonic() + WAIT / 1000
+    while not done():
+        assert time.monotonic() < end, what
+        page.wait_for_timeout(50)
 
 
 @dataclass

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.page.conftest import WAIT
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: Any, start_server: Any, make_package: Any, make_segmenter: Any) -> Any:
@@ -142,11 +144,8 @@ def test_a_page_of_another_origin_changes_nothing(shared: Any, sign_in: Callable
 def test_the_page_cannot_be_framed(shared: Any, open_page: Callable[..., Page], evil: str) -> None:
     page = open_page(shared.url)
     other = page.context.new_page()
-    heard: list[str] = []
-    other.on("console", lambda message: heard.append(message.text))
     other.goto(evil)
-    other.evaluate(
-        "(url) => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", shared.url + "/ui"
-    )
-    other.wait_for_timeout(500)
-    assert any("frame-ancestors" in text for text in heard)
+    with other.expect_console_message(lambda message: "frame-ancestors" in message.text, timeout=WAIT):
+        other.evaluate(
+            "(url) => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", shared.url + "/ui"
+        )

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from service.loop_schemas import Candidates
+from tests.page.conftest import until
 
 CONFLICT = ("Failed to load resource: the server responded with a status of 409",)
 
@@ -139,7 +140,7 @@ def test_two_readers_never_have_the_same_one(filled: Filled, sign_in: Callable[.
     ada.keyboard.press("Escape")
     expect(ada.locator(".list tbody tr")).to_have_count(2)
     ben.goto("about:blank")  # a window that is closed gives its scan back too
-    ada.wait_for_timeout(500)
+    until(ada, lambda: filled.list()["leased"] == 0, "it is given back")
     ada.get_by_role("button", name="Refresh").click()
     expect(ada.locator(".list tbody tr")).to_have_count(3)
 

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from models.example import chest_phantom, draw_chest, tissue_phantom
+from tests.page.conftest import until
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,15 @@ def drop(page: Page, name: str, body: bytes) -> None:
 
 
 def shade_at_the_middle(page: Page) -> int:
-    """Return the grey, 0 to 255, that is seen in the middle of the image, once it is painted."""
-    page.wait_for_timeout(250)
+    """Return the grey, 0 to 255, that is seen in the middle of the image now."""
     with PIL.Image.open(BytesIO(page.locator(".canvas").screenshot())) as seen:
         width, height = seen.size
         return int(np.asarray(seen.convert("L"))[height // 2 - 2 : height // 2 + 3, width // 2 - 2 : width // 2 + 3].mean())
+
+
+def see(page: Page, grey: float, within: float) -> None:
+    """Wait until a grey is seen in the middle of the image."""
+    until(page, lambda: abs(shade_at_the_middle(page) - grey) <= within, f"{grey:.0f} is not seen")
 
 
 def count_green(page: Page) -> int:
@@ -57,7 +62,7 @@ def test_a_dropped_dicom_is_shown_and_judged(lenient: Any, open_page: Callable[.
     expect(page.get_by_role("region", name="Verdict")).to_contain_text("quality control phantom")
     # The middle of the drawn chest, through the window that shows all values
     expected = draw_chest()[510:515, 510:515].mean() / 4095 * 255
-    assert np.allclose(shade_at_the_middle(page), expected, atol=4)
+    see(page, expected, 4)
     assert "any.name" not in page.content()
 
 
@@ -65,15 +70,17 @@ def test_window_and_level(lenient: Any, open_page: Callable[..., Page], draw: An
     page = open_page(lenient.url)
     drop(page, "a.dcm", chest_phantom())
     page.locator(".verdict").wait_for()
+    see(page, draw_chest()[510:515, 510:515].mean() / 4095 * 255, 4)
     full = shade_at_the_middle(page)
     page.keyboard.press("i")
-    assert abs(shade_at_the_middle(page) - (255 - full)) <= 2
+    see(page, 255 - full, 2)
     page.keyboard.press("i")
+    see(page, full, 0)
     # Width by the slider: half the range around the middle doubles the contrast
     page.get_by_label("Window width").fill("50")
-    assert abs(shade_at_the_middle(page) - min(255, max(0, 2 * (full - 127.5) + 127.5))) <= 6
+    see(page, min(255, max(0, 2 * (full - 127.5) + 127.5)), 6)
     page.keyboard.press("f")
-    assert shade_at_the_middle(page) == full
+    see(page, full, 0)
     # The right button: downwards is darker
     box = page.locator(".canvas").bounding_box()
     assert box is not None
@@ -81,7 +88,7 @@ def test_window_and_level(lenient: Any, open_page: Callable[..., Page], draw: An
     page.mouse.down(button="right")
     page.mouse.move(box["x"] + 200, box["y"] + 300, steps=4)
     page.mouse.up(button="right")
-    assert shade_at_the_middle(page) < full - 30
+    until(page, lambda: shade_at_the_middle(page) < full - 30, "it is not darker")
     expect(page.locator(".readout")).to_contain_text("L 70%")
 
 
@@ -121,16 +128,13 @@ def test_outlines_of_objects(lenient: Any, open_page: Callable[..., Page]) -> No
     expect(page.locator(".panel")).to_contain_text("per megapixel")
     shown = page.get_by_role("button", name="Overlay")
     expect(shown).to_have_attribute("aria-pressed", "true")
+    until(page, lambda: count_green(page) > 200, "no outlines are seen")
     page.wait_for_timeout(300)
-    green = [count_green(page)]
-    for pressed in ("false", "true"):
+    green = count_green(page)
+    for pressed, number in (("false", 0), ("true", green)):
         page.keyboard.press("h")
         expect(shown).to_have_attribute("aria-pressed", pressed)
-        page.wait_for_timeout(300)
-        green.append(count_green(page))
-    assert green[0] > 200
-    assert green[1] == 0
-    assert green[2] == green[0]
+        until(page, lambda number=number: count_green(page) == number, f"{number} are not seen")  # type: ignore[misc]
 
 
 def test_what_is_no_image_is_refused_in_words(lenient: Any, open_page: Callable[..., Page]) -> None:
@@ -153,8 +157,7 @@ def test_by_keys_alone(lenient: Any, open_page: Callable[..., Page], draw: Any, 
     expect(page.locator(".canvas")).to_be_focused()
     zoomed = page.locator(".canvas").screenshot()
     page.keyboard.press("+")
-    page.wait_for_timeout(400)
-    assert page.locator(".canvas").screenshot() != zoomed
+    until(page, lambda: page.locator(".canvas").screenshot() != zoomed, "it is not larger")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_contain_text("Invert")

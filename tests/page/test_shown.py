@@ -13,13 +13,12 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from service.tokens import add_token
-from tests.page.conftest import Place
+from tests.page.conftest import Place, until
 from tests.service.packages import vivid
 
 
 def count_warm(page: Page) -> int:
     """Count the pixels of the image that have a colour, which no radiograph has."""
-    page.wait_for_timeout(300)
     with PIL.Image.open(BytesIO(page.locator(".canvas").screenshot())) as seen:
         red, _, blue = np.moveaxis(np.asarray(seen.convert("RGB")).astype(int), 2, 0)
     return int((red > blue + 40).sum())
@@ -60,12 +59,12 @@ def test_the_evidence_lies_over_an_item(doubted: Place, sign_in: Callable[..., P
     expect(page.locator(".panel")).to_contain_text("Warm colours: where the evidence for pneumonia lies.")
     overlay = page.get_by_role("button", name="Overlay")
     expect(overlay).to_have_attribute("aria-pressed", "true")
-    assert count_warm(page) > 1000
+    until(page, lambda: count_warm(page) > 1000, "the evidence is not seen")
     page.keyboard.press("h")
     expect(overlay).to_have_attribute("aria-pressed", "false")
-    assert count_warm(page) == 0, "the scan itself has no colour"
+    until(page, lambda: count_warm(page) == 0, "the scan itself has no colour")
     page.keyboard.press("h")
-    assert count_warm(page) > 1000
+    until(page, lambda: count_warm(page) > 1000, "the evidence is not seen again")
     assert ("ada", "item_read") in ask(doubted.server.state, "SELECT actor, action FROM audit")
 
 
@@ -98,6 +97,7 @@ def test_a_scan_of_the_random_share_is_read_without_the_model(
     assert page.locator(".says").count() == 0
     for told in ("Within limits", "Expected error", "Findings", "The model is right"):
         expect(page.locator(".panel")).not_to_contain_text(told)
+    page.wait_for_timeout(300)
     assert count_warm(page) == 0
     assert not [url for url in asked if "heatmap" in url]
     page.keyboard.press("m")  # there is nothing that could be confirmed
