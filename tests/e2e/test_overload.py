@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import cycle
@@ -15,6 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.clocks import still_clock
+
+Clock = Callable[[], float]
 LONG = float(os.environ.get("OVERREAD_OVERLOAD_SECONDS", "0"))
 SECONDS = LONG or 6.0
 # What is promised holds on a machine of its own, for a minute; a test that shares its machine is ten times more patient.
@@ -65,9 +68,9 @@ def check(load: Load, capacity: float) -> None:
     assert slowest < HEALTH_SECONDS, f"a health check took {slowest:.2f} s"
 
 
-async def send(port: int, request: bytes, context: ssl.SSLContext | None = None) -> Answer:
+async def send(port: int, request: bytes, clock: Clock, context: ssl.SSLContext | None = None) -> Answer:
     """Send a request on a connection of its own, as strangers do."""
-    started = time.perf_counter()
+    started = clock()
     received = b""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
@@ -79,7 +82,7 @@ async def send(port: int, request: bytes, context: ssl.SSLContext | None = None)
     except (OSError, TimeoutError):
         pass
     head = received.partition(b"\r\n\r\n")[0].lower()
-    return Answer(int(head[9:12] or 0), time.perf_counter() - started, b"\r\nretry-after: " in head)
+    return Answer(int(head[9:12] or 0), clock() - started, b"\r\nretry-after: " in head)
 
 
 def get(path: str) -> bytes:
@@ -109,15 +112,16 @@ def capacity(server: Any, requests: list[bytes], seconds: float) -> float:
     """Measure how many images a second are answered where nobody is refused: one under way, one waiting."""
     port, load = port_of(server), Load(seconds)
 
-    async def caller(offset: int) -> None:
-        end = time.perf_counter() + seconds
+    async def caller(offset: int, clock: Clock) -> None:
+        end = clock() + seconds
         for request in cycle(requests[offset:] + requests[:offset]):
-            if time.perf_counter() > end:
+            if clock() > end:
                 return
-            load.answers.append(await send(port, request))
+            load.answers.append(await send(port, request, clock))
 
     async def both() -> None:
-        await asyncio.gather(caller(0), caller(1))
+        with still_clock() as clock:
+            await asyncio.gather(caller(0, clock), caller(1, clock))
 
     asyncio.run(both())
     assert {answer.status for answer in load.answers} == {200}
@@ -128,25 +132,26 @@ def overload(port: int, requests: list[bytes], rate: float, seconds: float, cont
     """Send ``rate`` images a second whatever comes back, and ask for its health ten times a second."""
     load = Load(seconds)
 
-    async def one(request: bytes) -> None:
-        load.answers.append(await send(port, request, context))
+    async def one(request: bytes, clock: Clock) -> None:
+        load.answers.append(await send(port, request, clock, context))
 
-    async def ask() -> None:
+    async def ask(clock: Clock) -> None:
         for number in cycle(range(2)):
-            load.health.append(await send(port, get(("/healthz", "/readyz")[number]), context))
+            load.health.append(await send(port, get(("/healthz", "/readyz")[number]), clock, context))
             await asyncio.sleep(0.1)
 
     async def run() -> None:
-        asking = asyncio.create_task(ask())
-        started, under_way = time.perf_counter(), []
-        for number, request in enumerate(cycle(requests)):
-            due = started + number / rate
-            if due > started + seconds:
-                break
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            under_way.append(asyncio.create_task(one(request)))
-        await asyncio.gather(*under_way)
-        asking.cancel()
+        with still_clock() as clock:
+            asking = asyncio.create_task(ask(clock))
+            started, under_way = clock(), []
+            for number, request in enumerate(cycle(requests)):
+                due = started + number / rate
+                if due > started + seconds:
+                    break
+                await asyncio.sleep(max(0.0, due - clock()))
+                under_way.append(asyncio.create_task(one(request, clock)))
+            await asyncio.gather(*under_way)
+            asking.cancel()
 
     asyncio.run(run())
     return load
