@@ -1,9 +1,10 @@
 """How many results a second the database of a site commits, from one process and from several at once.
 
-python benchmarks/commits.py --scale small --database postgresql+psycopg://USER@HOST/NAME
+OVERREAD_DATABASE_URL=postgresql+psycopg://USER@HOST/NAME python benchmarks/commits.py --scale small
 
 SQLite is measured on the disk that the repository is on; PostgreSQL where the address of an empty database is given, which keeps
-the rows. Every commit is on disk before the next of its writer begins, as in the service; nothing else is computed.
+the rows; as a variable, since a result holds the command. Every commit is on disk before the next of its writer begins, as in
+the service; nothing else is computed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
+import os
 import shutil
 import tempfile
 import time
@@ -103,24 +105,34 @@ def measure(places: dict[str, Path | Server], count: int, rounds: int) -> list[d
     return rows
 
 
+def draw(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Draw the commits a second of each database over the number of processes, with quartiles."""
+    for name in dict.fromkeys(row["database"] for row in rows):
+        mine = [row for row in rows if row["database"] == name]
+        middle = [row["commits_a_second"] for row in mine]
+        spread = [[row["commits_a_second"] - row["low"] for row in mine], [row["high"] - row["commits_a_second"] for row in mine]]
+        axes.errorbar([row["writers"] for row in mine], middle, yerr=spread, marker="o", label=name)
+    axes.set(xlabel="processes that write", ylabel="commits a second", xticks=WRITERS, ylim=(0, None))
+    axes.legend()
+
+
 def main() -> None:
     """Measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True)
-    parser.add_argument("--database", default="", help="address of an empty PostgreSQL database; SQLite alone without it")
-    options = parser.parse_args()
-    count, rounds = SCALES[options.scale]
+    scale = parser.parse_args().scale
+    count, rounds = SCALES[scale]
     # Not in the system's temporary folder: that may lie in memory, where a commit costs nothing.
     report.SMOKE.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=report.SMOKE))
     try:
         places: dict[str, Path | Server] = {"SQLite": folder / "overread.sqlite3"}
-        if options.database:
-            places["PostgreSQL"] = Server(SecretStr(options.database), SecretStr(""))
+        if address := os.environ.get("OVERREAD_DATABASE_URL"):
+            places["PostgreSQL"] = Server(SecretStr(address), SecretStr(""))
         rows = measure(places, count, rounds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(report.write("commits", options.scale, [0], rows, []))
+    print(report.plot(report.write("commits", scale, [0], rows, []), lambda axes: draw(axes, rows)))
     cells = [
         [
             row["database"],
@@ -132,7 +144,7 @@ def main() -> None:
     ]
     table = report.markdown(["database", "processes that write", "commits a second (quartiles)", "ratio to one process"], cells)
     print(table)
-    if options.scale == "small":
+    if scale == "small":
         report.fill(PAGE, "commits", table)
 
 
