@@ -249,7 +249,9 @@ class _Found:
 
 
 def _read_feature(where: str, feature: Any, frame: _Frame, found: _Found) -> None:
-    geometry = feature.get("geometry") if isinstance(feature, dict) and feature.get("type") == "Feature" else None
+    is_feature = isinstance(feature, dict) and feature.get("type") == "Feature"
+    # QuPath's cells have the outline of the whole cell as their geometry, and their nucleus beside it
+    geometry = feature.get("nucleusGeometry", feature.get("geometry")) if is_feature else None
     if not isinstance(geometry, dict):
         _refuse(f"{where}: not a Feature with a geometry.")
     kind, positions, name = geometry.get("type"), geometry.get("coordinates"), _class_of(where, feature)
@@ -279,8 +281,12 @@ def _class_of(where: str, feature: dict[str, Any]) -> str:
     properties = feature.get("properties")
     if isinstance(properties, dict) and properties.get("childObjects"):
         _refuse(f"{where}: objects within objects are not read; export them as one flat list.")
+    if isinstance(properties, dict) and properties.get("objectType") == "cell" and "nucleusGeometry" not in feature:
+        _refuse(f"{where}: a cell without its nucleus; its outline is not that of a nucleus.")
     classification = properties.get("classification") if isinstance(properties, dict) else properties
     name = classification.get("name") if isinstance(classification, dict) else "" if classification is None else None
+    if isinstance(classification, dict) and isinstance(names := classification.get("names"), list):
+        name = next(iter(names), None)  # of a derived class, "Tumor: Positive" for one, what it is derived from
     if not isinstance(name, str):
         _refuse(f"{where}: its classification has no name.")
     return name.strip().lower()

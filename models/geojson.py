@@ -18,6 +18,8 @@ MAX_VERTICES = 10_000
 """Of all regions of a request together."""
 MAX_NAME = 100
 """Characters."""
+MAX_NAMES = 10
+"""Of a class that is derived from others."""
 
 
 def feature_collection(segmentation: Segmentation, label: str = "nucleus") -> dict[str, Any]:
@@ -80,7 +82,10 @@ class _Polygon(BaseModel):
 
 
 class _Class(BaseModel):
+    """Of QuPath: it has a name, or, where it is derived from another, a list of names."""
+
     name: Name | None = None
+    names: Annotated[list[Name], Field(max_length=MAX_NAMES)] = []
 
 
 class _Properties(BaseModel):
@@ -94,14 +99,18 @@ class _Feature(BaseModel):
     properties: _Properties | None = None
 
 
+Features = Annotated[list[_Feature], Field(min_length=1, max_length=MAX_REGIONS)]
+
+
 class _Collection(BaseModel):
     type: Literal["FeatureCollection"]
-    features: Annotated[list[_Feature], Field(min_length=1, max_length=MAX_REGIONS)]
+    features: Features
 
 
 _DOCUMENT: TypeAdapter[_Polygon | _Feature | _Collection] = TypeAdapter(
     Annotated[_Polygon | _Feature | _Collection, Field(discriminator="type")]
 )
+_FEATURES: TypeAdapter[list[_Feature]] = TypeAdapter(Features)
 
 
 def regions(document: bytes, rows: int, columns: int) -> list[Region]:
@@ -110,8 +119,10 @@ def regions(document: bytes, rows: int, columns: int) -> list[Region]:
     Parameters
     ----------
     document : bytes
-        GeoJSON: a FeatureCollection, a Feature or a Polygon; polygons without holes. Names are optional, and taken from
-        ``properties.name``, else from ``properties.classification.name``; whatever else it holds is ignored.
+        GeoJSON: a FeatureCollection, a Feature or a Polygon, or a list of Features, as QuPath writes it where no collection is
+        asked for; polygons without holes. Names are optional, and taken from ``properties.name``, else from
+        ``properties.classification``: its ``name``, or its ``names``, joined as QuPath shows them. Whatever else it holds is
+        ignored.
     rows, columns : int, pixels
         Size of the image.
 
@@ -126,14 +137,17 @@ def regions(document: bytes, rows: int, columns: int) -> list[Region]:
         ``bad_request`` if it is anything else, has too many polygons or vertices, or a polygon crosses itself, has no area or
         leaves the image.
     """
+    listed = document.lstrip()[:1] == b"["
     try:
-        found = _DOCUMENT.validate_json(document)
+        found = _FEATURES.validate_json(document) if listed else _DOCUMENT.validate_json(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         # The location may hold keys of the document only where they are the model's own, and positions
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise Refusal("bad_request", f"The regions are not GeoJSON polygons without holes: {where}: {first['type']}.") from None
-    if isinstance(found, _Collection):
+    if isinstance(found, list):
+        features = found
+    elif isinstance(found, _Collection):
         features = found.features
     else:
         features = [found if isinstance(found, _Feature) else _Feature(type="Feature", geometry=found)]
@@ -152,5 +166,6 @@ def _region(feature: _Feature, number: int, rows: int, columns: int) -> Region:
     if not polygon.is_valid or polygon.area == 0:
         raise Refusal("bad_request", f"Region {number} crosses or touches itself, or has no area.")
     properties = feature.properties or _Properties()
-    named = properties.name or (properties.classification.name if properties.classification else None)
+    kind = properties.classification or _Class()
+    named = properties.name or kind.name or ": ".join(kind.names)
     return Region(named or f"region {number}", ring[:-1])

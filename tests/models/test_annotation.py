@@ -124,6 +124,31 @@ def test_what_qupath_exports_is_read(tmp_path: Path) -> None:
         assert found.region.tolist() == [[0, 0], [COLUMNS, 0], [COLUMNS, ROWS], [0, ROWS]]
 
 
+def test_derived_classes_of_qupath_are_what_they_are_derived_from(tmp_path: Path) -> None:
+    def derived(kind: str, positions: Any, *names: str) -> dict[str, Any]:
+        return feature(kind, positions, classification={"names": list(names), "color": [200, 0, 0]})
+
+    found = read(tmp_path, collection(
+        derived("Point", [3, 4], "Tumor", "Positive"),
+        derived("LineString", [[1, 1], [2, 1]], "Background", "Stroma"),
+        derived("Polygon", [SQUARE], "Region*", "Left"),
+    ))  # fmt: skip
+    assert found.points.tolist() == [[3, 4]]
+    assert [s.label for s in found.scribbles] == ["background"]
+    assert found.region is not None
+    assert "marks no nucleus" in refusal(tmp_path, collection(POINT, derived("Point", [3, 4], "Ignore*", "Positive")))
+
+
+def test_of_a_cell_of_qupath_the_nucleus_counts(tmp_path: Path) -> None:
+    inner = [[12, 12], [18, 12], [18, 18], [12, 12]]
+    cell = feature("Polygon", [SQUARE], objectType="cell")
+    whole = cell | {"nucleusGeometry": {"type": "Polygon", "coordinates": [inner]}}
+    assert [polygon.tolist() for polygon in read(tmp_path, collection(whole)).polygons] == [inner[:3]]
+    assert refusal(tmp_path, collection(whole, cell)).startswith("feature 2: a cell without its nucleus")
+    assert "not a Feature with a geometry" in refusal(tmp_path, collection(cell | {"nucleusGeometry": None}))
+    assert read(tmp_path, collection(feature("Polygon", [SQUARE], objectType="detection"))).polygons[0].tolist() == SQUARE[:4]
+
+
 @pytest.mark.parametrize(
     "ring", [SQUARE, SQUARE[:4], [*SQUARE, [10, 10]], [SQUARE[0], *SQUARE], [*SQUARE[:3], SQUARE[2], *SQUARE[3:]]]
 )
@@ -193,6 +218,8 @@ POINT = feature("Point", [1, 1])
         (POINT | {"properties": 3}, "has no name"),
         (POINT | {"properties": {"classification": "Tumor"}}, "has no name"),
         (POINT | {"properties": {"classification": {"name": 3}}}, "has no name"),
+        (POINT | {"properties": {"classification": {"names": []}}}, "has no name"),
+        (POINT | {"properties": {"classification": {"names": [3]}}}, "has no name"),
     ],
 )
 def test_a_bad_feature_is_refused_by_its_number(tmp_path: Path, bad: Any, told: str) -> None:

@@ -11,7 +11,7 @@ import shapely
 import shapely.geometry
 
 from models.errors import Refusal
-from models.geojson import MAX_REGIONS, MAX_VERTICES, feature_collection, regions
+from models.geojson import MAX_NAMES, MAX_REGIONS, MAX_VERTICES, feature_collection, regions
 from models.objects import DetectedObject, Segmentation
 
 SQUARE = [[1, 2], [11, 2], [11, 12], [1, 12], [1, 2]]
@@ -62,8 +62,8 @@ def test_what_is_written_is_read_again() -> None:
     np.testing.assert_array_equal(region.polygon, found[0].polygon)
 
 
-@pytest.mark.parametrize("document", [polygon(), feature(), {"type": "FeatureCollection", "features": [feature()]}])
-def test_three_forms_are_read(document: dict[str, Any]) -> None:
+@pytest.mark.parametrize("document", [polygon(), feature(), {"type": "FeatureCollection", "features": [feature()]}, [feature()]])
+def test_four_forms_are_read(document: Any) -> None:
     (region,) = regions(json.dumps(document).encode(), 100, 50)
     assert region.name == "region 1"
     assert region.polygon.dtype == np.float64
@@ -76,8 +76,10 @@ def test_names_are_taken_where_there_are_any() -> None:
         feature(classification={"name": "stroma", "color": [1, 2, 3]}, objectType="annotation", isLocked=False),
         feature(),
         {**feature(), "properties": None},
+        feature(classification={"names": ["Tumor", "Positive"], "color": [1, 2, 3]}, measurements={"Area": float("nan")}),
     )
-    assert [region.name for region in regions(named, 100, 50)] == ["tumour", "stroma", "region 3", "region 4"]
+    names = [region.name for region in regions(named, 100, 50)]
+    assert names == ["tumour", "stroma", "region 3", "region 4", "Tumor: Positive"]
 
 
 def test_the_image_with_its_edge_may_be_a_region() -> None:
@@ -121,6 +123,8 @@ def test_numbers_that_are_not_finite(value: bytes) -> None:
         b"\xff\xfe",
         b"null",
         b"[]",
+        b'[{"type": "Polygon", "coordinates": [[[1, 1], [9, 1], [9, 9], [1, 1]]]}]',
+        b'[], "type": "Feature"',
         b'"Polygon"',
         b"{}",
         b'{"type": "Point", "coordinates": [1, 2]}',
@@ -145,6 +149,8 @@ def test_holes_and_several_parts_are_refused() -> None:
 def test_too_many_of_anything() -> None:
     assert len(regions(collection(*[feature()] * MAX_REGIONS), 100, 50)) == MAX_REGIONS
     refused(collection(*[feature()] * (MAX_REGIONS + 1)))
+    refused(json.dumps([feature()] * (MAX_REGIONS + 1)).encode())
+    refused(collection(feature(classification={"names": ["a"] * (MAX_NAMES + 1)})))
     angles = np.linspace(0, 2 * np.pi, MAX_VERTICES)
     circle = np.stack([25 + 20 * np.cos(angles), 25 + 20 * np.sin(angles)], axis=1)
     circle[-1] = circle[0]
