@@ -141,13 +141,37 @@ def rate(
         value, power, scale = plain, 0.0, float(weights @ kind)
     terms, predicted = _centred(hit - value * kind, weights), _centred(expected_hit - value * expected_kind, weights)
     fitted = 2 if power else 1
-    within = (spread @ (terms - power * predicted) ** 2) * len(hit) / (len(hit) - fitted)
-    variance = (within + weights @ terms**2 / len(expected_hits)) / scale**2
+    of_site = weights @ terms**2 / len(expected_hits)
+    within, alone = (
+        float((spread @ (terms - trust * predicted) ** 2) * len(hit) / (len(hit) - fitted) + of_site) for trust in (power, 0.0)
+    )
+    variance = within / scale**2
     used = weights[kind > 0]
-    equivalent = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else used.sum() ** 2 / (used @ used)
+    equivalent = float(used.sum() ** 2 / (used @ used))
+    if variance > 0 and 0 < value < 1:
+        equivalent = min(value * (1 - value) / variance, _most(hit[kind > 0], used) * max(1.0, alone / within))
     quantile = stats.t.ppf((1 + level) / 2, max(count - fitted, 1))
-    low, high = wilson(value, max(float(equivalent), 1.0), float(quantile))
+    low, high = wilson(value, max(equivalent, 1.0), float(quantile))
     return Estimate(value, low, high, count, _correlation(terms, predicted, weights), power)
+
+
+def _most(hits: Floats, weights: Floats) -> float:
+    """Return how many images the labels can be worth without predictions: as many as if one more had been a hit, or a miss.
+
+    Where all hits are images that stand for few, as where a model that is sure of everything was wrong about the rest, their
+    spread alone says that hits among the many are impossible, and not that none was seen yet. The one more stands for as much as
+    the site's images do on average (after Fay and Feuer, Stat. Med. 1997, and Tiwari, Clegg and Zou, Stat. Methods Med. Res.
+    2006). With equal weights it is one image more than there are, and changes nothing.
+    """
+    shares = weights / weights.sum()
+    shares = np.append(shares, shares @ shares)
+    shares /= shares.sum()
+    found = []
+    for one in (0.0, 1.0):
+        values = np.append(hits, one)
+        share = float(shares @ values)
+        found.append(share * (1 - share) / float(shares**2 @ (values - share) ** 2))
+    return min(found)
 
 
 def mean(

@@ -159,6 +159,28 @@ def test_intervals_hold_as_often_as_they_say_and_useless_predictions_cost_nothin
             assert found[:, 1].mean() < 0.85
 
 
+def sure(resamples: int) -> float:
+    """Return how often the interval of an error holds where the model doubts ten images of 2,000, and is wrong about the rest."""
+    random = np.random.default_rng(4)
+    doubtful = np.arange(2000) < 10
+    chance = np.where(doubtful, 0.5, 1e-9)
+    probability = by_doubt(np.column_stack([1 - chance, chance]), doubtful, 1, 40)
+    held = []
+    for seed in range(resamples):
+        wrong = random.random(2000) < np.where(doubtful, 0.5, 0.02)
+        index = draw(probability, seed)
+        found = rate(wrong[index], ONE(40), np.where(doubtful, 0.5, chance), ONE(2000), Sample(index, probability[index]))
+        assert found is not None
+        held.append(found.low <= (10 * 0.5 + 1990 * 0.02) / 2000 <= found.high)
+    return float(np.mean(held))
+
+
+def test_errors_of_images_that_stand_for_few_do_not_make_errors_of_the_many_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sure(400) >= 0.93
+    monkeypatch.setattr(estimates, "_most", lambda hits, weights: np.inf)
+    assert sure(400) < 0.6
+
+
 def test_an_interval_that_ignores_how_the_labels_were_drawn_is_seen() -> None:
     random = np.random.default_rng(1)
     y, p, called = world("useful", 1_000_000, random)
