@@ -176,13 +176,16 @@ def _comparison(document: Document) -> str:
 
 def _trace(document: Document) -> str:
     model, site, labels = document["model"], document["site"], document["labels"]
+    comparison = document["comparison"]
     rows = [
         ("model", f"{escape(model['name'])} {escape(model['version'])}"),
         ("model package", f"<code>{model['sha256']}</code>"),
         ("model.onnx", f"<code>{model['model_sha256']}</code>"),
+        *([("package compared with", f"<code>{comparison['model']['sha256']}</code>")] if comparison else []),
         ("site", f"{site['images']} images, <code>{site['sha256']}</code>"),
         ("labels", f"{labels['n']}, drawn {escape(labels['drawn'])}, <code>{labels['sha256']}</code>"),
         ("draw", escape(str(labels["draw"])) if labels["draw"] else "not by overread certify --draw"),
+        ("command", f"<code>{escape(document['command'])}</code>"),
         ("software", f"Overread {escape(document['overread'])}"),
         ("date", escape(document["created"])),
     ]

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from models.errors import Refusal
 from models.estimates import Sample
 from models.journal import writing
 from models.predictor import Predictor
+from models.promised import Targets, add_targets, targets_of, words_of
 from models.sampling import by_doubt, draw, even
 from models.site import Row, Site, names_of, predict_site
 from models.site_labels import COLUMNS, Label, is_draw, join, read_labels
@@ -155,7 +157,7 @@ def _same_task(predictor: Predictor, other: Predictor) -> None:
         raise Refusal("config_invalid", "--against is a model of other classes or findings.")
 
 
-def certify(card: ModelCard, site: Site, labels: Sequence[Label], empty: int, targets: tuple[float, float, float]) -> Document:
+def certify(card: ModelCard, site: Site, labels: Sequence[Label], empty: int, targets: Targets) -> Document:
     """Return the document of a site, without what it came from.
 
     Parameters
@@ -165,8 +167,7 @@ def certify(card: ModelCard, site: Site, labels: Sequence[Label], empty: int, ta
     labels : sequence of Label
     empty : int
         Images that were drawn and not labelled.
-    targets : (float, float, float)
-        Positive and negative predictive value to promise, and error among accepted images.
+    targets : Targets
 
     Raises
     ------
@@ -188,6 +189,12 @@ def certify(card: ModelCard, site: Site, labels: Sequence[Label], empty: int, ta
         notes.append(f"{len(labels) - len(found)} labels are of images that the model refuses, cannot read, or has twice.")
     if any(label.probability is None for label in found):
         notes.append("The labels do not say how they were drawn: the figures hold if it was at random.")
+    patients = len({site.patients.get(rows[place]["image_sha256"], place) for place in index.tolist()})
+    if patients < len(found):
+        notes.append(
+            f"The {len(found)} labelled images are of {patients} patients. Images of one patient are not independent: the "
+            "intervals are too narrow, and promises are broken more often than they say. Label one image a patient."
+        )
     if refused > len(rows):
         notes.append("The model refuses most of the site: the figures are about the smaller part that it answers.")
     limits = [limit for view in views for limit in predictive_limits(view, classes, sample, *targets[:2])]
@@ -202,25 +209,12 @@ def certify(card: ModelCard, site: Site, labels: Sequence[Label], empty: int, ta
     }  # fmt: skip
 
 
-def add_targets(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what shall be promised."""
-    parser.add_argument("--ppv", type=float, default=0.9, help="positive predictive value to promise")
-    parser.add_argument("--npv", type=float, default=0.95, help="negative predictive value to promise")
-    parser.add_argument("--accepted-error", type=float, default=0.05, help="error among accepted images to promise")
-
-
-def targets_of(options: argparse.Namespace) -> tuple[float, float, float]:
-    """Return them: positive and negative predictive value, and error among accepted images.
-
-    Raises
-    ------
-    Refusal
-        ``config_invalid`` for one that is no share.
-    """
-    targets = (options.ppv, options.npv, options.accepted_error)
-    if not all(0 < target < 1 for target in targets):
-        raise Refusal("config_invalid", "What is promised must be between 0 and 1.")
-    return targets
+def _command(options: argparse.Namespace) -> str:
+    """Return the command of a report, with stand-ins for folders and files, whose names may be a patient's."""
+    words = ["overread", "certify", "--site", "IMAGES", "--labels", "LABELS", "--model", "PACKAGE", "--out", "REPORT"]
+    words += ["--weights", options.weights] if options.weights else []
+    words += ["--against", "OTHER"] if options.against else []
+    return shlex.join([*words, *words_of(targets_of(options))])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,7 +271,7 @@ def main(argv: list[str]) -> int:
     document = {
         "overread": models.__version__, "created": datetime.now(UTC).strftime("%Y-%m-%d"),
         "model": traced(predictor.card, predictor.sha256),
-        **certify(predictor.card, site, labels, empty, targets), "comparison": None,
+        "command": _command(options), **certify(predictor.card, site, labels, empty, targets), "comparison": None,
     }  # fmt: skip
     document["labels"] |= {"sha256": hashlib.sha256(options.labels.read_bytes()).hexdigest(), "draw": record}
     if other is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,16 @@ class Site:
         Code -> files that could not be predicted.
     sha256 : str
         Digest of the names and contents of all files.
+    patients : dict of str to str
+        Digest of an image -> what tells its patient from others (:func:`models.seen.patient_of`). Not to be stored; empty where
+        there is one image a patient.
     """
 
     rows: list[Row]
     files: dict[str, str]
     failed: Counter[str]
     sha256: str
+    patients: dict[str, str] = field(default_factory=dict)
 
     @property
     def answered(self) -> list[Row]:
@@ -83,9 +87,9 @@ def predict_site(folder: Path, names: dict[str, Path], predictor: Predictor, sto
     rows = [_row(name, seen, seen.prediction, predictor) for name, seen in done.items() if seen.prediction is not None]
     once = {row["image_sha256"]: row for row in reversed(rows)}
     failed = Counter(seen.error for seen in found if seen.prediction is None)
-    return Site(
-        sorted(once.values(), key=lambda row: row["file"]), {row["file"]: row["image_sha256"] for row in rows}, failed, whole
-    )
+    patients = {seen.digest: seen.patient for seen in found if seen.prediction is not None}
+    files = {row["file"]: row["image_sha256"] for row in rows}
+    return Site(sorted(once.values(), key=lambda row: row["file"]), files, failed, whole, patients)
 
 
 def _row(name: str, seen: Seen, found: Prediction, predictor: Predictor) -> Row:

@@ -6,14 +6,16 @@ Only that share was drawn with a known probability. What was labelled for being 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import models
 from models.card import ModelCard, read_package
-from models.certify import Document, add_targets, certify, targets_of, traced, write_report
+from models.certify import Document, certify, traced, write_report
 from models.command import command_parser
 from models.errors import Refusal
+from models.promised import Targets, add_targets, targets_of, words_of
 from models.sampling import share_holds
 from service.promotions import Promotions, in_force
 from service.random_share import RandomShare, random_share, stored_card
@@ -21,7 +23,7 @@ from service.settings import Settings, read_settings
 from service.store import Store
 
 
-def document_of(share: RandomShare, card: ModelCard, sha256: str, told: float, targets: tuple[float, float, float]) -> Document:
+def document_of(share: RandomShare, card: ModelCard, sha256: str, told: float, targets: Targets) -> Document:
     """Return the document of a report, as :func:`models.certify.certify` makes it, and what it came from.
 
     Parameters
@@ -31,8 +33,7 @@ def document_of(share: RandomShare, card: ModelCard, sha256: str, told: float, t
         Of the package.
     told : float
         The share of the settings.
-    targets : (float, float, float)
-        As of :func:`models.certify.certify`.
+    targets : Targets
 
     Raises
     ------
@@ -111,5 +112,7 @@ def main(argv: list[str]) -> int:
         share = random_share(store, card, sha256, options.site)
     finally:
         store.close()
-    write_report(document_of(share, card, sha256, settings.keep_random_share, targets), options.out)
+    words = ["overread", "certify", "worklist", "--site", options.site, "--model", card.name, "--out", "REPORT"]
+    document = document_of(share, card, sha256, settings.keep_random_share, targets)
+    write_report(document | {"command": shlex.join([*words, *words_of(targets)])}, options.out)
     return 0

@@ -203,6 +203,8 @@ def test_the_report_says_what_it_is_about(
     document = json.loads(text)
     assert document["model"]["sha256"] == predictor.sha256
     assert document["labels"]["draw"]["by"] == "the worklist's random share"
+    assert document["command"].startswith("overread certify worklist --site east --model ")
+    assert not any("independent" in note for note in document["notes"])
     assert "Of accepted scans alone" in document["notes"][0]
     assert not any("which does not fit the" in note for note in document["notes"])
     page = (tmp_path / "report" / HTML).read_text()
