@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_a_segmenter_gives_rows_too(tissue: Path, make_segmenter: Callable[..., 
     assert float(row["predicted_loss"]) == found.predicted_loss
     assert row["verdict"] in {"accept", "review"}
     assert "objects" not in row
+
+
+def test_columns_are_those_of_the_docs(
+    folder: Path, tissue: Path, package: Path, make_segmenter: Callable[..., Path], tmp_path: Path
+) -> None:
+    found = set()
+    for file, model in ((folder / "a.png", package), (tissue / "tissue.png", make_segmenter())):
+        out = tmp_path / "results.csv"
+        assert main([str(file), "--out", str(out), "--model", str(model)]) == 0
+        found |= {re.sub("_pneumonia$", "_LABEL", name) for name in out.read_text().splitlines()[0].split(",")}
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    table = page[page.index("| column | holds |") :].split("\n\n")[0]
+    named = [name for line in table.splitlines()[2:] for name in re.findall("`(.*?)`", line.split("|")[1])]
+    assert sorted(named) == sorted(found)
 
 
 def test_objects_are_written_where_asked(tissue: Path, make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
