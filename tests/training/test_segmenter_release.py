@@ -278,6 +278,17 @@ def test_training_page_explains_every_figure_and_makes_the_shipped_model() -> No
         assert getattr(documented, name) == getattr(made, name), name
 
 
+def test_the_shipped_model_was_trained_from_points_on_cc0_images_alone() -> None:
+    zoo = Path(__file__).parents[2] / "models" / "zoo"
+    card, control = (read_package(zoo / name)[0].training for name in ("nuclei", "cxr-pneumonia"))
+    assert {source.licence for source in card.sources} == {"CC0"} != {source.licence for source in control.sources}
+    assert {source.domain for source in card.sources} == set(card.config["domains"])
+    assert all(domain.startswith("dsb18_") for domain in card.config["domains"])
+    assert card.config["labels"] == "cluster"
+    for file in (zoo / "nuclei").iterdir():
+        assert not re.search(rb"\.py\b|/(home|root|work|tmp)/", file.read_bytes()), file.name
+
+
 def test_figures_that_need_masks_are_not_defined_without(finished: tuple[Path, Path], tissues: tuple[Tissue, ...]) -> None:
     pointed = [each for each in tissues if each.objects is None]
     figures = {figure.metric: figure for figure in measure(draft(finished[0]), pointed)}
