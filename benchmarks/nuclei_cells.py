@@ -12,11 +12,13 @@ CURVE_FOLD = 0
 """Where less is annotated, or otherwise, in both sets of images."""
 POINTS, VORONOI = Method("points", "points"), Method("+ Voronoi", "voronoi")
 CLUSTER = Method("+ clusters", "cluster")
+RIVAL = Method("+ clusters and pairwise", "cluster", crf=True)
+"""The recipe of Qu et al. (MIDL 2019), the strongest from points that was known: what *combined* has beside its edges."""
 EDGES = Method("PseudoEdgeNet without h", "voronoi", "pseudo_edge")
 ATTENTION = Method("PseudoEdgeNet", "voronoi", "pseudo_edge_attention")
 COMBINED = Method("combined", "cluster", "pseudo_edge_attention", crf=True)
 MASKS = Method("full masks", "masks")
-METHODS = (POINTS, VORONOI, CLUSTER, EDGES, ATTENTION, COMBINED, MASKS)
+METHODS = (POINTS, VORONOI, CLUSTER, RIVAL, EDGES, ATTENTION, COMBINED, MASKS)
 EXACT = Marks("")
 NOISY = (
     Marks("points up to 5 px off", jitter=5.0),

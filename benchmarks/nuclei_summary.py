@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import nuclei_cells, report
-from benchmarks.nuclei_cells import ATTENTION, COMBINED, CURVE_FOLD, MASKS, METHODS, TEST_FOLDS, Cell
+from benchmarks.nuclei_cells import ATTENTION, COMBINED, CURVE_FOLD, MASKS, METHODS, RIVAL, TEST_FOLDS, Cell
 from benchmarks.nuclei_scores import METRICS, RULE, at_minutes, interval
 
 Line = dict[str, Any]
@@ -230,6 +230,8 @@ def _order(found: dict[tuple[str, str], dict[str, Any]]) -> list[list[str]]:
     """Return each row less the next one by mean IoU, and the noisy ones less the exact one, and whether they differ for sure."""
     names = sorted((m.name for m in METHODS if (m.name, IOU) in found), key=lambda name: -found[name, IOU]["mean"])
     pairs = [*pairwise(names), *((row, COMBINED.name) for row in NOISY if (row, IOU) in found)]
+    if (RIVAL.name, COMBINED.name) not in pairs and (COMBINED.name, RIVAL.name) not in pairs:
+        pairs.append((COMBINED.name, RIVAL.name))  # what edges add
     lines = []
     for first, second in pairs:
         row = found.get((f"{first} less {second}", f"{IOU}, difference"))

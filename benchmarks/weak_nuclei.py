@@ -1,8 +1,8 @@
-"""How good are nuclei from points, against full masks? Seven kinds of supervision of one network, and what each costs an expert.
+"""How good are nuclei from points, against full masks? Eight kinds of supervision of one network, and what each costs an expert.
 
 python benchmarks/weak_nuclei.py --data FOLDER --scale small --work runs/benchmarks
 
-At the small scale, 168 cells of 1.5 (labels alone) to 3 minutes (with edges and the pairwise loss) of one core, about six and a
+At the small scale, 180 cells of 1.5 (labels alone) to 3 minutes (with edges and the pairwise loss) of one core, about six and a
 half hours. A cell that was killed goes on from its last epoch. The weights stay in the work folder: a cell whose line is removed
 from the log is only measured anew.
 """

@@ -34,7 +34,7 @@ def test_budgets_between_the_measured_ones_are_interpolated_and_none_beyond() ->
     assert at_minutes(90, [10, 40], values) == pytest.approx([0.7, 0.1])
 
 
-MEANS = dict(zip(ROWS, (0.3, 0.4, 0.5, 0.5, 0.575, 0.594, 0.6, 0.57, 0.55, 0.58), strict=True))
+MEANS = dict(zip(ROWS, (0.3, 0.4, 0.5, 0.5, 0.55, 0.575, 0.594, 0.6, 0.57, 0.55, 0.58), strict=True))
 MEANS |= dict(zip(OTHERWISE, (0.62, 0.5, 0.4), strict=True))
 
 

@@ -148,7 +148,7 @@ def test_other_ways_to_mark_are_in_one_fold() -> None:
     found = [each for each in cells("small") if each.marks in OTHERWISE]
     assert len(found) == 3 * 2 * 3
     assert {each.fold for each in found} == {CURVE_FOLD}
-    assert len({each.key for each in cells("small")}) == len(cells("small")) == 168
+    assert len({each.key for each in cells("small")}) == len(cells("small")) == 180
 
 
 def touching(known: bool) -> tuple[Tissue, np.ndarray]:
