@@ -26,6 +26,7 @@ from training.export import TARGET, run_folders
 from training.fit import WEIGHTS, save_weights
 from training.held_out import REPORT as HELD_OUT
 from training.held_out import finish, held_out_runs
+from training.seen import seen_document
 from training.target import Target, TargetLabels
 
 REPORT = "adaptation.json"
@@ -169,13 +170,15 @@ def adapt_run(base: Path, out: Path, config: RunConfig, here: Here) -> None:
         module, rounds = adapt((trained.classifier, trained.loss_prediction), config, material, out, change_of(config))
     if config.loss_prediction == "held-out" and "loss_prediction" in lost(config):
         shutil.copyfile(base / HELD_OUT, out / HELD_OUT)
+    labelled = here.labels.rows if here.labels else ()
     target = {
         "images": len(here.target.digests),
         "patients": len(set(here.target.patients)),
         "passed_over": here.target.passed_over,
     }
     write_json(out / REPORT, {
-        "target": target | here.distances, "labels": len(here.labels.rows) if here.labels else 0,
+        "target": target | here.distances, "labels": len(labelled),
+        "seen": seen_document((row.original, row.patient) for row in labelled),
         "rounds": rounds, "lost": [LOST[name] for name in lost(config)],
     })  # fmt: skip
     state: dict[str, Any] = {name: module.get_submodule(name).state_dict() for name in PARTS}

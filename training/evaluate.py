@@ -15,13 +15,14 @@ from models.command import command_parser
 from models.errors import Refusal
 from models.predictor import Graph, Predictor
 from models.triage import judge
+from training.adapted import REPORT as ADAPTATION
 from training.calibrate import REPORT as CALIBRATION
 from training.classifier import sibling
 from training.config import SEGMENTER, RunConfig, read_json, read_run, sha256, verb_of, write_json
 from training.data import ImageSet, Row, load_images, read_manifest, split_of
 from training.export import read_graph
 from training.metrics import CALLS, METRICS, Columns, bootstrap, tell_refused
-from training.seen import seen_document
+from training.seen import seen_document, together
 from training.sources import Sources, add_sources, read_sources
 from training.unseen import UNSEEN, expected
 
@@ -312,7 +313,8 @@ def main(argv: list[str]) -> int:
     figures = held_out_patients(predictor, images, run.config) + held_out_domains(options.target, images)
     show(figures)
     calibration = (options.target / CALIBRATION).read_bytes()
-    used = [(row.original, row.patient) for row in images.rows if split_of(row.patient, run.config) != "test"]
-    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256(calibration), "seen": seen_document(used)}
+    used = seen_document((row.original, row.patient) for row in images.rows if split_of(row.patient, run.config) != "test")
+    more = read_json(options.target / ADAPTATION, "Run 'overread adapt' again.").get("seen") if run.config.adaptation else None
+    report = {"model_sha256": predictor.sha256, "calibration_sha256": sha256(calibration), "seen": together(used, more)}
     write_json(options.target / REPORT, report | {"figures": [figure.model_dump(mode="json") for figure in figures]})
     return 0

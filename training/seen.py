@@ -44,6 +44,11 @@ def seen_document(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     }
 
 
+def together(first: dict[str, list[str]], second: dict[str, list[str]] | None) -> dict[str, list[str]]:
+    """Return the document of what two documents hold; None, as of earlier versions, holds nothing."""
+    return {name: sorted({*first[name], *(second or {}).get(name, ())}) for name in first}
+
+
 def read_document(document: Any) -> Seen | None:
     """Read what :func:`seen_document` gave; None where there is nothing, as of earlier versions.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +200,7 @@ def read_labels(source: Path, classes: Sequence[str], domain: str, spec: InputSp
             what = "occurs twice" if seen[digest] == label else "has two labels that contradict each other"
             raise Refusal("data_invalid", f"row {number}: this image {what}.")
         seen[digest] = label
-        rows.append(row)
+        rows.append(replace(row, original=digest))
         lines.append(f"{digest}\t{label}")
     return TargetLabels(tuple(rows), frozenset(seen), sha256("\n".join(sorted(lines)).encode()))
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.classifier import load_weights
 from training.config import read_run
 from training.consistency import AdaptationTraining
 from training.data import load_images, read_manifest
+from training.seen import read_seen
 
 MARGIN = 0.02
 """Accuracy that may be lost where there is nothing to adapt to."""
@@ -251,7 +253,9 @@ def test_what_comes_of_it_is_a_run_like_any_other(
     assert torch.equal(weights["loss_prediction"]["score.weight"], before["loss_prediction"]["score.weight"])
     assert load_weights(out) is not None
     shutil.rmtree(out)
-    assert adapt.main([*words, *short, *data]) == 0
+    marked = [hospitals["east"] / f"east_{label}_0.png" for label in ("level", "upright")]
+    write_rows(tmp_path / "labels.csv", [{"image": str(file), "label": file.name.split("_")[1]} for file in marked])
+    assert adapt.main([*words, *short, *data, "--target-labels", str(tmp_path / "labels.csv")]) == 0
     assert (out / "fold_0" / "model.pt").exists()
     weights = torch.load(out / "model.pt", weights_only=True)
     assert set(weights) == {"classifier", "loss_prediction", "target"}
@@ -266,6 +270,10 @@ def test_what_comes_of_it_is_a_run_like_any_other(
     about.write_text(json.dumps(document))
     assert release.main(words) == 0
     card = read_package(tmp_path / "zoo" / "adapted")[0]
+    seen = read_seen(tmp_path / "zoo" / "adapted", card.model_sha256)  # so that nobody compares on what was trained on
+    assert seen is not None
+    digests = {file: sha256(file.read_bytes()).hexdigest() for file in hospitals["east"].glob("*.png")}
+    assert {file for file, digest in digests.items() if seen.holds([digest], "")} == set(marked)
     assert card.training.config["adaptation"]["domain"] == "south"
     assert {source.domain: source.images for source in card.training.sources}["south"] == 120
     assert "overread adapt" in card.training.command
