@@ -20,8 +20,9 @@ FIGURE = METRIC | {NUCLEI: "foreground IoU"}
 RULE = (
     "minutes until 95% of what the baseline of the same seed reaches with all labels of the pool, linear between budgets; ratios "
     "are paired by hospital and seed, 0 where an arm does not get there, and never of less than its smallest budget; the first "
-    "time counts"
+    "time counts; if it has to stay, the last time before the curve is never below again"
 )
+LINE_COLOURS = dict(zip((arm.name for arm in ARMS), ("black", "C0", "C1", "C2", "C4", "C3"), strict=True))
 
 
 def kind_of(data: str) -> str:
@@ -29,18 +30,27 @@ def kind_of(data: str) -> str:
     return "nuclei" if data == NUCLEI else "classifiers"
 
 
-def reached(line: Line, base: Line) -> float | None:
-    """Return the minutes of an arm until it has :data:`SHARE` of the baseline's figure with all labels; None if it never has."""
-    return needed(np.array(line["minutes"]), np.array(line["scores"]), SHARE * base["scores"][-1])
+def reached(line: Line, base: Line, stays: bool = False) -> float | None:
+    """Return the minutes of an arm until it has :data:`SHARE` of the baseline's figure with all labels; None if it never has.
+
+    Parameters
+    ----------
+    stays : bool
+        Until it is not below that with any more labels, instead of the first time that it is not.
+    """
+    minutes, scores, wanted = np.array(line["minutes"]), np.array(line["scores"]), SHARE * base["scores"][-1]
+    if stays and (below := np.flatnonzero(scores < wanted)).size:
+        minutes, scores = minutes[below[-1] :], scores[below[-1] :]
+    return needed(minutes, scores, wanted)
 
 
-def ratio(line: Line, base: Line) -> float:
-    """Return how many times fewer minutes an arm takes than the baseline.
+def ratio(line: Line, base: Line, stays: bool = False) -> float:
+    """Return how many times fewer minutes an arm takes than the baseline; ``stays`` as in :func:`reached`, of both.
 
     Never more than can be told: an arm that gets there without any label is counted with its smallest budget, and one that never
     does with 0. Where it needs no more than the baseline, and that no more than this budget, nothing more can be told than 1.
     """
-    ours, theirs, smallest = reached(line, base), reached(base, base), line["minutes"][1]
+    ours, theirs, smallest = reached(line, base, stays), reached(base, base, stays), line["minutes"][1]
     if theirs is None:  # its last point is the figure itself
         raise ValueError("a baseline always reaches its own figure")
     if ours is None:
@@ -62,10 +72,12 @@ def row_of(found: Sequence[tuple[Line, Line]]) -> Line:
     """Return mean, spread and number of the minutes of those that got there, how many did, and the paired ratios."""
     minutes = [value for pair in found if (value := reached(*pair)) is not None]
     ratios = np.array([ratio(*pair) for pair in found])
+    staying = np.array([ratio(*pair, stays=True) for pair in found])
     return {
         "metric": "minutes", "n": len(found), "reached": len(minutes), "mean": float(np.mean(minutes)) if minutes else None,
         "std": float(np.std(minutes, ddof=1)) if len(minutes) > 1 else 0.0, "ratio": float(np.median(ratios)),
         "ratio_low": float(ratios.min()), "ratio_high": float(ratios.max()), "rule": RULE,
+        "staying": float(np.median(staying)), "staying_low": float(staying.min()), "staying_high": float(staying.max()),
         "test": [min(line["test"] for line, _ in found), max(line["test"] for line, _ in found)],
     }  # fmt: skip
 
@@ -110,6 +122,11 @@ def _minutes(row: Line) -> str:
     return f"{row['mean']:.1f} ± {row['std']:.1f} ({row['reached']} of {row['n']})"
 
 
+def _ratio(row: Line, of: str) -> str:
+    middle = row[of]
+    return f"{middle:.1f} ({row[f'{of}_low']:.1f} to {row[f'{of}_high']:.1f})"
+
+
 def table(rows: Sequence[Line], goals: Sequence[Line], whole: bool = True) -> str:
     """Return the Markdown: an arm a row; of every hospital, or over each kind alone. And what did not help, and the goals."""
     shown = {(row["data"], row["target"], row["arm"]): row for row in rows if row["metric"] == "minutes"}
@@ -117,10 +134,10 @@ def table(rows: Sequence[Line], goals: Sequence[Line], whole: bool = True) -> st
     parts = []
     for data, target in places:
         lines = [
-            [arm.name, _minutes(row), f"{row['ratio']:.1f} ({row['ratio_low']:.1f} to {row['ratio_high']:.1f})"]
+            [arm.name, _minutes(row), *(_ratio(row, of) for of in ("ratio", "staying"))]
             for arm in ARMS if (row := shown.get((data, target, arm.name)))
         ]  # fmt: skip
-        header = ["at the new hospital", "expert minutes (got there)", "times fewer, median (range)"]
+        header = ["at the new hospital", "expert minutes (got there)", "times fewer, median (range)", "if it has to stay there"]
         few, many = next(row["test"] for (*place, _), row in shown.items() if place == [data, target])
         images = str(few) if few == many else f"{few} to {many}"
         parts.append(f"{data}, {target} ({images} test images a run):\n\n{report.markdown(header, lines)}")
@@ -150,12 +167,14 @@ def draw(rows: Sequence[Line], axes: Any) -> None:
                 strong = arm in (BASELINE, TOGETHER)
                 panel.plot(
                     [row["minutes"] for row in mine], [row["mean"] for row in mine], ".-", label=arm.name,
-                    linewidth=2.5 if strong else 1.0, color="black" if arm == BASELINE else None,
+                    linewidth=2.5 if strong else 1.0, color=LINE_COLOURS[arm.name],
                 )  # fmt: skip
         full = [row["mean"] for row in curves if (row["data"], row["target"], row["arm"]) == (data, target, BASELINE.name)]
         panel.axhline(SHARE * full[-1], color="grey", linestyle=":", linewidth=1)
         panel.set_xscale("symlog", linthresh=0.1)
+        panel.set_xlim(left=0)
         panel.set_title(f"{data}, {target}", fontsize=9)
         panel.set_xlabel("expert minutes")
         panel.set_ylabel(FIGURE[data])
-    panels[0].legend(fontsize=6)
+    known = {label: handle for panel in figure.axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=len(ARMS), fontsize=8)

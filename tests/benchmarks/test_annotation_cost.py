@@ -258,6 +258,18 @@ def test_minutes_are_read_off_between_budgets_and_not_reached_is_a_value() -> No
     assert ratio(line(TOGETHER, [0.5, 0.6, 1.0, 1.0]), quick) == pytest.approx(0.9 / 1.875)
 
 
+def test_who_has_to_stay_needs_the_last_crossing_not_the_first() -> None:
+    base = line(BASELINE, [0.5, 0.6, 0.8, 1.0])
+    falling = line(TOGETHER, [0.5, 1.0, 0.9, 1.0])
+    assert (reached(falling, base), reached(falling, base, stays=True)) == (pytest.approx(0.9), pytest.approx(3.0))
+    assert ratio(falling, base, stays=True) == pytest.approx(3.5 / 3)
+    lost = line(TOGETHER, [0.5, 1.0, 1.0, 0.9])
+    assert reached(lost, base, stays=True) is None
+    assert ratio(lost, base, stays=True) == 0 < ratio(lost, base)
+    above = line(TOGETHER, [0.96, 1.0, 1.0, 1.0])  # control: never below
+    assert reached(above, base, stays=True) == reached(above, base) == 0
+
+
 def test_sums_pair_hospital_and_seed_and_goals_judge_the_median() -> None:
     done = [line(BASELINE, [0.5, 0.6, 0.8, 1.0], seed) for seed in (0, 1, 2)]
     done += [line(TOGETHER, [0.5, 0.9, 1.0, 1.0], seed) for seed in (0, 1)] + [line(TOGETHER, [0.5, 0.6, 0.7, 0.9], 2)]
