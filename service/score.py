@@ -36,7 +36,7 @@ PART_FILES = 256
 def _environment(address: str | None) -> None:
     """Set what Ray knows by variables alone: nothing is reported to its makers, and a Ray of our own is for this machine only."""
     drop_proxies()
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     if address is None:
         os.environ |= {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by its name for other systems; here it is what binds to loopback

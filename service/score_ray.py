@@ -131,7 +131,8 @@ def running(address: str | None, workers: int) -> Iterator[None]:
     Refusal
         ``cluster_unavailable``
     """
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    for name in ("ray", "ray.data"):  # the latter sets its own level when it is imported
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     with TemporaryDirectory(prefix="overread-") as folder:
         if address is None:

@@ -139,6 +139,7 @@ def test_two_nodes_give_the_rows_of_a_plain_loop(
     assert "19 files scored" in said.out
     assert "not_decodable: 2" in said.out
     assert "file/s" in said.err or "s/file" in said.err
+    assert {line.partition(":")[0] for line in said.err.replace("\r", "\n").splitlines() if line.strip()} == {"tiny"}, said.err
     assert (tmp_path / "out" / PASSED_OVER).read_text().count("not_decodable") == 2
     assert not ray.is_initialized()
 
