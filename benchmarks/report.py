@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SMOKE = ROOT / "build" / "benchmarks"
 """Where ``--scale smoke`` writes: it judges nothing, so it must not replace a committed figure."""
-PACKAGES = ("bentoml", "numpy", "onnxruntime", "pillow", "pydicom", "torch", "uvicorn")
+PACKAGES = ("bentoml", "numpy", "onnxruntime", "pillow", "pydicom", "ray", "torch", "uvicorn")
 
 
 class Keyed(Protocol):
@@ -59,7 +59,7 @@ def _machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.system(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": dict(sorted((each.name.lower(), each.version) for each in distributions() if each.name.lower() in PACKAGES)),
     }
 
 
