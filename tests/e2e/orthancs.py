@@ -43,7 +43,9 @@ class Orthanc:
         config = json.loads((ROOT / "deploy" / "orthanc.json").read_text())
         storage = {"StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db")}
         self.file.write_text(json.dumps(config | {"HttpPort": self.http, "DicomPort": self.dicom} | storage | changes))
-        self.client = httpx.Client(base_url=self.url, auth=(USER, PASSWORD), timeout=60, trust_env=False)
+        # A connection is used once: Orthanc closes one that is idle for a second, as likely as not while it is used again
+        once = httpx.Limits(max_keepalive_connections=0)
+        self.client = httpx.Client(base_url=self.url, auth=(USER, PASSWORD), timeout=60, trust_env=False, limits=once)
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
