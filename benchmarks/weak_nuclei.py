@@ -2,9 +2,9 @@
 
 python benchmarks/weak_nuclei.py --data FOLDER --scale small --work runs/benchmarks
 
-At the small scale, 180 cells of one minute (labels alone) to two (with edges and the pairwise loss) of one core, about four hours.
-A cell that was killed goes on from its last epoch. The weights stay in the work folder: a cell whose line is removed
-from the log is only measured anew.
+At the small scale, 180 cells of one minute (labels alone) to two (with edges and the pairwise loss) of one core, about four
+hours. A cell that was killed goes on from its last epoch. The weights stay in the work folder: a cell whose line is removed from
+the log is only measured anew.
 """
 
 from __future__ import annotations
