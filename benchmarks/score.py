@@ -32,6 +32,7 @@ SCALES = {"smoke": (24, 1), "small": (10_000, 3)}
 """Images, and repeats."""
 FEW = 24
 """Images of a run that is all start and end."""
+START = f"score, {FEW} images"
 WORKERS = 2
 SHARE = 1 / 1.3
 """Of the run's time that the bare loop has to take at least."""
@@ -94,7 +95,8 @@ def measure(images: Sequence[Path], number: int, repeats: int, work: Path) -> li
     folder, few = archive(images, number, work / "archive"), archive(images, FEW, work / "few")
     for image in images:  # into memory, so that the first run of all does not pay the disk for the others
         image.read_bytes()
-    taken: dict[str, list[float]] = {"loop": [], "score": [], f"score, {FEW} images": []}
+    sizes = {"loop": number, "score": number, START: FEW}
+    taken: dict[str, list[float]] = {name: [] for name in sizes}
     cores = []
     for repeat in tqdm(range(repeats), desc="repeats", file=sys.stderr):
         calls: list[Callable[[], int]] = [
@@ -112,10 +114,9 @@ def measure(images: Sequence[Path], number: int, repeats: int, work: Path) -> li
     rows = []
     for name, values in taken.items():
         ratios = np.array(values) / np.array(taken["loop"])
-        count = FEW if str(FEW) in name else number
         rows.append({
-            "run": name, "images": count, "seconds": round(float(np.median(values)), 2),
-            "images_per_second": round(count / float(np.median(values)), 1), "ratio": round(float(np.median(ratios)), 4),
+            "run": name, "images": sizes[name], "seconds": round(float(np.median(values)), 2),
+            "images_per_second": round(sizes[name] / float(np.median(values)), 1), "ratio": round(float(np.median(ratios)), 4),
             "low": round(float(ratios.min()), 4), "high": round(float(ratios.max()), 4),
             "free_cores": round(float(np.median(cores)), 2), "repeats": repeats,
         })  # fmt: skip
@@ -161,7 +162,7 @@ def main() -> None:
     file = report.write("score", options.scale, [0], rows, goals)
     print(report.plot(file, lambda axes: draw(axes, rows)))
     if options.scale == "small":
-        start, whole = by_run[f"score, {FEW} images"]["seconds"], by_run["score"]["seconds"]
+        start, whole = by_run[START]["seconds"], by_run["score"]["seconds"]
         beyond = (whole - start) / by_run["loop"]["seconds"]
         text = f"Start and end take {start:.0f} s; beyond them, scoring takes {beyond:.2f} times the loop's time."
         report.fill(PAGE, "score", "\n\n".join([report.verdicts(goals), table(rows), text]))

@@ -102,9 +102,10 @@ def trained(kind: str) -> float:
 
 
 def test_some_nuclei_teach_what_all_of_them_look_like() -> None:
-    assert trained("some") > 0.85
+    some = trained("some")
+    assert some > 0.85
     # Control: the same points, without a word of it that they are not all, make background of the others
-    assert trained("overlooked") < 0.8
+    assert trained("overlooked") < some - 0.15
 
 
 @pytest.mark.parametrize("kind", ["region", "scribbles"])
