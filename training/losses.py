@@ -73,7 +73,7 @@ def style_consistency(randomised: Tensor, plain: Tensor) -> Tensor:
     return (functional.softmax(randomised.float(), dim=1) - wanted).square().sum(dim=1).mean()
 
 
-def partial_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: float, negative_weight: float) -> Tensor:
+def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Compare the foreground with labels that only some pixels have.
 
     Parameters
@@ -82,22 +82,48 @@ def partial_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: float
         Of the foreground.
     labels : Tensor, integer, shape (N, H, W)
         1 foreground, 0 background; every other value is ignored.
-    positive_weight, negative_weight : float
-        Of the pixels of either label. The paper's are 1 and 0.1: Voronoi boundaries are many, and some cross nuclei.
 
     Returns
     -------
     Tensor, scalar, nats
-        Weighted mean of the binary cross-entropy over the labelled pixels of the batch; 0 if there are none.
+        Mean of the binary cross-entropy over the labelled pixels of the batch; 0 if there are none.
+    """
+    known = ((labels == 1) | (labels == 0)).to(logits.dtype)
+    return (known * _pixel_losses(logits, labels)).sum() / known.sum().clamp(min=1)
+
+
+def point_loss(logits: Tensor, labels: Tensor, boundary_weight: float) -> Tensor:
+    """Compare the foreground with points and the lines halfway between them.
+
+    Each kind has a mean of its own, so that how many pixels a point or a line is drawn with says nothing about what they weigh.
+    In one mean over both, lines outweigh points, nuclei come out too small, and points of one pixel teach nothing (docs/LOG.md).
+
+    Parameters
+    ----------
+    logits, labels : Tensor
+        As for :func:`partial_cross_entropy`.
+    boundary_weight : float
+        Of the background; points have 1. The paper's is 0.1: lines are less sure, since some cross nuclei.
+
+    Returns
+    -------
+    Tensor, scalar, nats
+        Mean over the foreground's pixels of the batch, plus the weighted mean over the background's; 0 for a kind that is not
+        there.
 
     References
     ----------
     Yoo, Yoo and Paeng, "PseudoEdgeNet: Nuclei Segmentation only with Point Annotations", MICCAI 2019, arXiv:1906.02924,
     section 2.1.
     """
-    weights = positive_weight * (labels == 1).to(logits.dtype) + negative_weight * (labels == 0).to(logits.dtype)
-    losses = functional.binary_cross_entropy_with_logits(logits, (labels == 1).to(logits.dtype), reduction="none")
-    return (weights * losses).sum() / weights.sum().clamp(min=1e-6)
+    losses = _pixel_losses(logits, labels)
+    point, boundary = ((labels == kind).to(logits.dtype) for kind in (1, 0))
+    at_points = (point * losses).sum() / point.sum().clamp(min=1)
+    return at_points + boundary_weight * (boundary * losses).sum() / boundary.sum().clamp(min=1)
+
+
+def _pixel_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, (labels == 1).to(logits.dtype), reduction="none")
 
 
 def edge_loss(probabilities: Tensor, edges: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from training.augmentation import stain_jitter
 from training.config import read_input_spec, refuse_other, versions, write_json
 from training.data import SPLITS
 from training.fit import WEIGHTS, adamw, fit_batches, load_safely, memory_format, rate
-from training.losses import dice_losses, edge_loss, pairwise_loss, partial_cross_entropy, ranking_loss
+from training.losses import dice_losses, edge_loss, pairwise_loss, partial_cross_entropy, point_loss, ranking_loss
 from training.segmenter_config import SegmenterConfig, SegmenterRun, make_segmenter_config, read_segmenter_run
 from training.segmenter_crops import crop_loader
 from training.segmenter_data import Tissues, read_tissues
@@ -80,12 +80,10 @@ class SegmenterTraining(lightning.LightningModule):
         logits = self.segmenter.decode(maps, (images.shape[2], images.shape[3])).float()
         probabilities = torch.sigmoid(logits)
         kinds = list(labels.unbind(dim=1))
-        boundary = [
-            config.boundary_weight if config.labels in ("voronoi", "cluster") and k == 0 else 1.0 for k in range(len(kinds))
-        ]
-        task = torch.stack([
-            partial_cross_entropy(logits[:, 0], kind, 1.0, weight) for kind, weight in zip(kinds, boundary, strict=True)
-        ]).mean()  # fmt: skip
+        compared = [partial_cross_entropy(logits[:, 0], kind) for kind in kinds]
+        if config.labels in ("voronoi", "cluster"):
+            compared[0] = point_loss(logits[:, 0], kinds[0], config.boundary_weight)
+        task = torch.stack(compared).mean()
         if self.pseudo_edge is not None:
             task = task + config.edge_weight * edge_loss(probabilities, self.pseudo_edge(images).float())
         if config.crf:

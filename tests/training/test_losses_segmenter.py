@@ -1,37 +1,56 @@
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
-from training.losses import dice_losses, edge_loss, pairwise_loss, partial_cross_entropy
+from training.losses import dice_losses, edge_loss, pairwise_loss, partial_cross_entropy, point_loss
 
 IGNORE = -1
 
 
-def test_partial_loss_is_the_weighted_mean_over_what_is_labelled() -> None:
-    logits = torch.tensor([[[2.0, -1.0, 0.5, 9.0]]])
-    labels = torch.tensor([[[1, 0, IGNORE, IGNORE]]], dtype=torch.int8)
+def test_partial_loss_is_the_mean_over_what_is_labelled() -> None:
+    logits = torch.tensor([[[2.0, -1.0, -1.0, 0.5, 9.0]]])
+    labels = torch.tensor([[[1, 0, 0, IGNORE, IGNORE]]], dtype=torch.int8)
     positive, negative = math.log(1 + math.exp(-2)), math.log(1 + math.exp(-1))
-    assert partial_cross_entropy(logits, labels, 1, 0.1).item() == pytest.approx((positive + 0.1 * negative) / 1.1, rel=1e-5)
-    assert partial_cross_entropy(logits, labels, 0.1, 1).item() != pytest.approx((positive + 0.1 * negative) / 1.1, rel=1e-2)
+    assert partial_cross_entropy(logits, labels).item() == pytest.approx((positive + 2 * negative) / 3, rel=1e-5)
 
 
-def test_points_weigh_ten_times_a_boundary_pixel_and_the_rest_nothing() -> None:
-    logits = torch.zeros(1, 1, 4, requires_grad=True)
-    labels = torch.tensor([[[1, 0, IGNORE, 0]]], dtype=torch.int8)
-    partial_cross_entropy(logits, labels, 1, 0.1).backward()
+def test_all_lines_together_weigh_a_tenth_of_all_points_however_many_pixels_either_has() -> None:
+    logits = torch.zeros(1, 1, 6, requires_grad=True)
+    labels = torch.tensor([[[1, 0, IGNORE, 0, 0, 0]]], dtype=torch.int8)
+    loss = point_loss(logits, labels, 0.1)
+    assert loss.item() == pytest.approx(1.1 * math.log(2), rel=1e-5)
+    loss.backward()
     assert logits.grad is not None
-    point, boundary, ignored, _ = logits.grad[0, 0].tolist()
-    assert point == pytest.approx(-10 * boundary)  # and they pull in opposite directions
-    assert boundary > 0
+    point, boundary, ignored, *others = logits.grad[0, 0].tolist()
+    assert point == pytest.approx(-0.5)
+    assert boundary == pytest.approx(0.1 * 0.5 / 4)  # and they pull in opposite directions
+    assert others == [boundary] * 3
     assert ignored == 0
 
 
-def test_partial_loss_of_a_tile_without_labels_is_zero_and_can_be_differentiated() -> None:
+def test_more_pixels_of_line_do_not_outweigh_a_point() -> None:
+    logits = torch.tensor([[[0.3, -0.2, -0.2, -0.2]]])
+    one, three = torch.tensor([[[1, 0, IGNORE, IGNORE]]]), torch.tensor([[[1, 0, 0, 0]]])
+    assert point_loss(logits, one, 0.1).item() == pytest.approx(point_loss(logits, three, 0.1).item(), rel=1e-6)
+    assert partial_cross_entropy(logits, one).item() != pytest.approx(partial_cross_entropy(logits, three).item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_tile_that_has_one_kind_alone_is_compared_with_that(kind: int) -> None:
+    loss = point_loss(torch.zeros(1, 2, 2), torch.full((1, 2, 2), kind), 0.1)
+    assert loss.item() == pytest.approx((0.1, 1.0)[kind] * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [partial_cross_entropy, partial(point_loss, boundary_weight=0.1)])
+def test_loss_of_a_tile_without_labels_is_zero_and_can_be_differentiated(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     logits = torch.ones(1, 3, 3, requires_grad=True)
-    loss = partial_cross_entropy(logits, torch.full((1, 3, 3), IGNORE), 1, 0.1)
-    loss.backward()
-    assert loss.item() == 0
+    value = loss(logits, torch.full((1, 3, 3), IGNORE))
+    value.backward()
+    assert value.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
 
