@@ -58,7 +58,7 @@ class SegmenterConfig(BaseModel):
     point_radius : float, pixels
         Of the discs of "points".
     boundary_weight : float
-        Of the Voronoi lines; points have 1.
+        Of all Voronoi lines together; all points have 1.
     edge_weight, crf_weight : float
         Of these losses.
     crf_radius, crf_place_sigma, crf_colour_sigma : int, float, float
